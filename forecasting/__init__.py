@@ -1,0 +1,4 @@
+"""What a forecaster is: history in, quantiles out.
+
+Both training and service stand on this package, and it imports neither.
+"""

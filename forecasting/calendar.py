@@ -1,0 +1,206 @@
+"""Step arithmetic: which timestamp follows which, for fixed steps, calendar offsets and exchange sessions.
+
+Timestamps inside Hindcast are naive `datetime64[us]`. For steps shorter than a day they are UTC; from a day
+upwards they are dates on the wall clock (a session, a calendar day), which no time zone shifts.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Protocol
+
+import exchange_calendars
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from forecasting.errors import CalendarError
+
+OFF_GRID = np.iinfo(np.int64).min
+"""The position `Calendar.locate` gives a timestamp that does not lie on the grid."""
+
+SESSIONS_FROM, SESSIONS_TO = "1970-01-01", "2049-12-31"
+_EXAMPLES = "use a pandas alias such as 15min, h, D, W, MS, or an exchange calendar such as XNYS"
+_DAY = pd.Timedelta(days=1)
+
+
+class Calendar(Protocol):
+    """The grid of timestamps that a frequency stands for."""
+
+    @property
+    def freq(self) -> str:
+        """The alias this calendar was parsed from."""
+
+    @property
+    def season_length(self) -> int:
+        """Steps in the usual season of this frequency: a day of hours, a year of weeks; 1 for none."""
+
+    @property
+    def dated(self) -> bool:
+        """Whether timestamps are dates (steps of a day or more) and not instants in UTC."""
+
+    def locate(self, start: pd.Timestamp, ds: pd.DatetimeIndex) -> NDArray[np.int64]:
+        """Return the number of steps from `start` to each timestamp, OFF_GRID where it is not on the grid."""
+
+    def range(self, start: pd.Timestamp, periods: int) -> pd.DatetimeIndex:
+        """Return `periods` timestamps, the first of them `start`."""
+
+
+@dataclass(frozen=True)
+class FixedSteps:
+    """Steps of one fixed duration; the phase (minute past the hour, weekday) is the data's own."""
+
+    freq: str
+    step: pd.Timedelta
+    season_length: int
+    weekday: int | None = None
+
+    @property
+    def dated(self) -> bool:
+        return self.step >= _DAY
+
+    def locate(self, start: pd.Timestamp, ds: pd.DatetimeIndex) -> NDArray[np.int64]:
+        if self.weekday is not None and start.weekday() != self.weekday:
+            return np.full(len(ds), OFF_GRID)
+        elapsed = (ds.as_unit("us").asi8 - start.as_unit("us").value).astype(np.int64)
+        positions, remainder = np.divmod(elapsed, self.step.as_unit("us").value)
+        return np.where(remainder == 0, positions, OFF_GRID)
+
+    def range(self, start: pd.Timestamp, periods: int) -> pd.DatetimeIndex:
+        if self.weekday is not None and start.weekday() != self.weekday:
+            raise CalendarError(
+                f"{start.date()} is a {start.day_name()}, which is not on the grid of {self.freq}"
+            )
+        steps = np.arange(periods, dtype=np.int64) * self.step.as_unit("us").value
+        return pd.DatetimeIndex((start.as_unit("us").value + steps).view("datetime64[us]"))
+
+
+@dataclass(frozen=True)
+class OffsetSteps:
+    """Steps of unequal duration that pandas knows: months, quarters, years, business days."""
+
+    freq: str
+    offset: pd.offsets.BaseOffset
+    season_length: int
+    dated: bool = True
+
+    def locate(self, start: pd.Timestamp, ds: pd.DatetimeIndex) -> NDArray[np.int64]:
+        if len(ds) == 0:
+            return np.empty(0, dtype=np.int64)
+        first, last = min(start, ds.min()), max(start, ds.max())
+        grid = pd.date_range(self.offset.rollback(first), last, freq=self.offset, unit="us")
+        origin = grid.get_indexer(pd.DatetimeIndex([start]))[0]
+        positions = grid.get_indexer(ds).astype(np.int64)
+        if origin < 0:
+            return np.full(len(ds), OFF_GRID)
+        return np.where(positions >= 0, positions - origin, OFF_GRID)
+
+    def range(self, start: pd.Timestamp, periods: int) -> pd.DatetimeIndex:
+        if not self.offset.is_on_offset(start):
+            raise CalendarError(f"{start.date()} is not on the grid of {self.freq}")
+        return pd.date_range(start, periods=periods, freq=self.offset, unit="us")
+
+
+@dataclass(frozen=True, eq=False)
+class Sessions:
+    """The trading sessions of an exchange: Monday follows Friday, and a holiday is no row."""
+
+    freq: str
+    sessions: pd.DatetimeIndex
+    season_length: int = 5
+    dated: bool = True
+
+    def locate(self, start: pd.Timestamp, ds: pd.DatetimeIndex) -> NDArray[np.int64]:
+        origin = self.sessions.get_indexer(pd.DatetimeIndex([start]))[0]
+        positions = self.sessions.get_indexer(ds).astype(np.int64)
+        if origin < 0:
+            return np.full(len(ds), OFF_GRID)
+        return np.where(positions >= 0, positions - origin, OFF_GRID)
+
+    def range(self, start: pd.Timestamp, periods: int) -> pd.DatetimeIndex:
+        origin = self.sessions.get_indexer(pd.DatetimeIndex([start]))[0]
+        if origin < 0:
+            raise CalendarError(f"{start} is not a session of {self.freq}")
+        if origin + periods > len(self.sessions):
+            raise CalendarError(
+                f"the sessions of {self.freq} are known until {self.sessions[-1].date()} only"
+            )
+        return self.sessions[origin : origin + periods]
+
+
+def timestamps_after(calendar: Calendar, cutoff: pd.Timestamp, periods: int) -> pd.DatetimeIndex:
+    """Return the `periods` timestamps that follow `cutoff`."""
+    return calendar.range(cutoff, periods + 1)[1:]
+
+
+@lru_cache(maxsize=64)
+def parse_freq(freq: str) -> Calendar:
+    """Build the calendar of a pandas alias or an exchange code.
+
+    Raises:
+        CalendarError: the alias is unknown, negative or finer than a microsecond.
+    """
+    if freq in exchange_calendars.get_calendar_names():
+        return Sessions(freq, _sessions_of(freq))
+    try:
+        offset = pd.tseries.frequencies.to_offset(freq)
+    except (ValueError, TypeError) as error:
+        raise CalendarError(f"unknown frequency {freq!r}: {_EXAMPLES}") from error
+    if offset is None or offset.n < 1:
+        raise CalendarError(f"frequency {freq!r} has no positive step: {_EXAMPLES}")
+    return _calendar_of(freq, offset)
+
+
+def _sessions_of(exchange: str) -> pd.DatetimeIndex:
+    """Return the sessions from SESSIONS_FROM to SESSIONS_TO, or as many as the exchange's rules cover."""
+    usual = exchange_calendars.get_calendar(exchange)
+    first, last = usual.bound_min(), usual.bound_max()
+    start = SESSIONS_FROM if first is None else max(SESSIONS_FROM, str(first.date()))
+    end = SESSIONS_TO if last is None else min(SESSIONS_TO, str(last.date()))
+    sessions = exchange_calendars.get_calendar(exchange, start=start, end=end).sessions
+    return pd.DatetimeIndex(sessions.to_numpy()).as_unit("us")
+
+
+def _calendar_of(freq: str, offset: pd.offsets.BaseOffset) -> Calendar:
+    if isinstance(offset, pd.offsets.Week):
+        weekday: int | None = getattr(offset, "weekday", None) if "-" in freq else None
+        return FixedSteps(freq, 7 * offset.n * _DAY, max(1, 52 // offset.n), weekday)
+    if isinstance(offset, pd.offsets.Day):
+        return FixedSteps(freq, offset.n * _DAY, 7 if offset.n == 1 else 1)
+    if isinstance(offset, pd.offsets.Tick):
+        step = pd.Timedelta(offset)
+        if step < pd.Timedelta(microseconds=1):
+            raise CalendarError(f"frequency {freq!r} is finer than a microsecond")
+        return FixedSteps(freq, step, _season_of_tick(step))
+    seasons = {"B": 5, "M": 12, "Q": 4}
+    family = offset.rule_code.split("-")[0].lstrip("B") or "B"
+    return OffsetSteps(freq, offset, max(1, seasons.get(family[0], 1) // offset.n))
+
+
+def _season_of_tick(step: pd.Timedelta) -> int:
+    """Return the steps of a day, or of an hour where a day would be more than 10,000 of them."""
+    for span in (_DAY, pd.Timedelta(hours=1), pd.Timedelta(minutes=1)):
+        if span % step == pd.Timedelta(0) and 1 < span // step <= 10_000:
+            return int(span // step)
+    return 1
+
+
+def normalise_timestamps(ds: pd.Series | pd.DatetimeIndex, calendar: Calendar) -> pd.DatetimeIndex:
+    """Return naive timestamps: instants in UTC below a day, wall-clock dates from a day upwards.
+
+    Raises:
+        CalendarError: a value is not a timestamp, or zones are mixed.
+    """
+    try:
+        index = pd.DatetimeIndex(pd.to_datetime(pd.Index(ds)))
+    except (ValueError, TypeError, OverflowError) as error:
+        raise CalendarError(f"ds holds a value that is not a timestamp: {error}") from error
+    if index.tz is not None:
+        index = index.tz_localize(None) if calendar.dated else index.tz_convert(None)
+    return index.as_unit("us").rename(None)
+
+
+def format_timestamp(ds: pd.Timestamp, calendar: Calendar) -> str:
+    """Write a timestamp as JSON carries it: `2019-01-02` for dates, `2019-01-02T03:00:00Z` for instants."""
+    if calendar.dated and ds == ds.normalize():
+        return ds.strftime("%Y-%m-%d")
+    return ds.isoformat() + ("" if calendar.dated else "Z")

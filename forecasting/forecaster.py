@@ -1,0 +1,147 @@
+"""Forecaster: a spec, a network and one `predict`, the only inference path there is.
+
+The backtest that promoted a model runs this very code on this very object; so does the service.
+
+B batch, L input_size, H horizon, Q quantiles.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from forecasting.errors import InputError
+from forecasting.networks import QuantileNetwork, build_network
+from forecasting.spec import ForecasterSpec
+from forecasting.transforms import apply_transform, invert_transform
+
+FloatArray = NDArray[np.float64]
+
+BATCH = 4096
+"""Windows in one forward pass; it bounds the memory of a large request, not its size."""
+
+
+class Forecaster:
+    """A fitted model that turns histories into quantiles."""
+
+    def __init__(self, spec: ForecasterSpec, network: QuantileNetwork, device: str = "cpu") -> None:
+        self.spec = spec
+        self.device = torch.device(device)
+        self.network = network.to(self.device).eval().requires_grad_(requires_grad=False)
+
+    @classmethod
+    def untrained(cls, spec: ForecasterSpec) -> "Forecaster":
+        """Build a forecaster with fresh weights."""
+        return cls(spec, build_network(spec))
+
+    @property
+    def input_size(self) -> int:
+        """Steps of history `predict` expects."""
+        return self.spec.input_size
+
+    @torch.inference_mode()
+    def predict(self, y_BL: FloatArray) -> FloatArray:
+        """Forecast the steps after each history.
+
+        Args:
+            y_BL: histories in observed units, oldest first, NaN where missing. Longer histories than
+                `input_size` are cut to their end.
+
+        Returns:
+            `(B, H, Q)` quantiles in observed units, ascending along Q. A result that is not finite is NaN
+            over its whole series: a forecast is right or it is none.
+
+        Raises:
+            InputError: the histories are shorter than `input_size`, or one holds no usable value.
+        """
+        if y_BL.ndim != 2 or y_BL.shape[1] < self.input_size:
+            raise InputError(f"histories of shape {y_BL.shape}; this model needs (series, {self.input_size})")
+        x_BL = apply_transform(y_BL[:, -self.input_size :], self.spec.transform)
+        mask_BL = np.isfinite(x_BL)
+        if not mask_BL.any(axis=1).all():
+            row = int(mask_BL.any(axis=1).argmin())
+            raise InputError(f"history {row} has no usable value in its last {self.input_size} steps")
+        quantiles = [
+            self._forward(x_BL[i : i + BATCH], mask_BL[i : i + BATCH]) for i in range(0, len(x_BL), BATCH)
+        ]
+        y_BHQ = invert_transform(np.concatenate(quantiles or [self._empty()]), self.spec.transform)
+        y_BHQ[~np.isfinite(y_BHQ).all(axis=(1, 2))] = np.nan
+        return y_BHQ
+
+    def _forward(self, x_BL: FloatArray, mask_BL: NDArray[np.bool_]) -> FloatArray:
+        # Networks follow shifts of their input exactly, so the level is taken off here in double precision:
+        # single precision then carries the movement, whatever the level.
+        last_B = x_BL.shape[1] - 1 - mask_BL[:, ::-1].argmax(axis=1)
+        level_B1 = np.take_along_axis(x_BL, last_B[:, None], axis=1)
+        centred_BL = np.where(mask_BL, x_BL - level_B1, 0.0).astype(np.float32)
+        context_BL = torch.from_numpy(centred_BL).to(self.device)
+        quantiles_BHQ = self.network(context_BL, torch.from_numpy(mask_BL).to(self.device))
+        return np.asarray(quantiles_BHQ.cpu().numpy(), dtype=np.float64) + level_B1[:, :, None]
+
+    def _empty(self) -> FloatArray:
+        return np.empty((0, self.spec.horizon, len(self.spec.quantiles)))
+
+
+def mean_weights(quantiles: Sequence[float]) -> FloatArray:
+    """Return the weights with which quantiles sum to the mean of the distribution they describe.
+
+    The quantile function is integrated by the trapezoid rule, held flat beyond the outermost quantiles.
+    """
+    q = np.asarray(quantiles, dtype=np.float64)
+    edges = np.concatenate([[0.0], (q[1:] + q[:-1]) / 2, [1.0]])
+    weights: FloatArray = np.diff(edges)
+    return weights
+
+
+def interval_bounds(quantiles: Sequence[float], level: float) -> tuple[float, float]:
+    """Return the probabilities that bound a central interval of `level` percent.
+
+    Raises:
+        InputError: the level reaches beyond the quantiles the model was trained for.
+    """
+    low, high = round(0.5 - level / 200, 9), round(0.5 + level / 200, 9)
+    if not 0 < level < 100 or low < quantiles[0] - 1e-9 or high > quantiles[-1] + 1e-9:
+        widest = 100 * min(quantiles[-1] - 0.5, 0.5 - quantiles[0]) * 2
+        raise InputError(
+            f"level {level:g} is outside what this model was trained for: above 0 and up to {widest:g}"
+        )
+    return low, high
+
+
+def format_level(level: float) -> str:
+    """Write a level as column names carry it: 80, 99.5."""
+    return f"{level:g}"
+
+
+def summarise(
+    quantiles_BHQ: FloatArray, quantiles: Sequence[float], level: Sequence[float]
+) -> Mapping[str, FloatArray]:
+    """Return the columns of a forecast, each `(B, H)`: `mean`, then `lo-80` and `hi-80` for every level.
+
+    A level between trained quantiles is interpolated linearly in probability.
+
+    Raises:
+        InputError: a level reaches beyond the trained quantiles.
+    """
+    columns = {"mean": quantiles_BHQ @ mean_weights(quantiles)}
+    for lv in level:
+        for side, probability in zip(("lo", "hi"), interval_bounds(quantiles, lv), strict=True):
+            columns[f"{side}-{format_level(lv)}"] = interpolate_quantile(
+                quantiles_BHQ, quantiles, probability
+            )
+    return columns
+
+
+def interpolate_quantile(
+    quantiles_BHQ: FloatArray, quantiles: Sequence[float], probability: float
+) -> FloatArray:
+    """Return the `(B, H)` values at a probability within the range of the quantiles."""
+    grid = np.asarray(quantiles)
+    right = int(np.clip(np.searchsorted(grid, probability - 1e-9), 0, len(grid) - 1))
+    if abs(grid[right] - probability) < 1e-6 or right == 0:
+        exact: FloatArray = quantiles_BHQ[..., right]
+        return exact
+    share = (probability - grid[right - 1]) / (grid[right] - grid[right - 1])
+    between: FloatArray = quantiles_BHQ[..., right - 1] * (1 - share) + quantiles_BHQ[..., right] * share
+    return between

@@ -1,0 +1,34 @@
+"""The networks, one family a file, and the one place where a spec becomes a network."""
+
+from forecasting.networks.base import QuantileNetwork
+from forecasting.networks.linear import Drift, Naive, Ridge, SeasonalNaive
+from forecasting.networks.mlp import MLP
+from forecasting.networks.recurrent import Recurrent
+from forecasting.spec import (
+    DriftSpec,
+    ForecasterSpec,
+    MLPSpec,
+    NaiveSpec,
+    RecurrentSpec,
+    RidgeSpec,
+    SeasonalNaiveSpec,
+)
+
+__all__ = ["QuantileNetwork", "build_network"]
+
+
+def build_network(spec: ForecasterSpec) -> QuantileNetwork:
+    """Build the network a spec describes, with fresh weights drawn from torch's current generator."""
+    match spec.network:
+        case NaiveSpec() as network:
+            return Naive(spec, network)
+        case SeasonalNaiveSpec() as network:
+            return SeasonalNaive(spec, network)
+        case DriftSpec() as network:
+            return Drift(spec, network)
+        case RidgeSpec() as network:
+            return Ridge(spec, network)
+        case MLPSpec() as network:
+            return MLP(spec, network)
+        case RecurrentSpec() as network:
+            return Recurrent(spec, network)

@@ -1,0 +1,1 @@
+"""What happens when: train, retrain, promote, schedule; and the command line."""

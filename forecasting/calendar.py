@@ -45,6 +45,11 @@ class Calendar(Protocol):
         """Return `periods` timestamps, the first of them `start`."""
 
 
+def _microseconds(moment: pd.Timestamp | pd.Timedelta) -> int:
+    # `.value` counts nanoseconds whatever the unit is.
+    return int(moment.as_unit("us").asm8.view("i8"))
+
+
 @dataclass(frozen=True)
 class FixedSteps:
     """Steps of one fixed duration; the phase (minute past the hour, weekday) is the data's own."""
@@ -61,8 +66,8 @@ class FixedSteps:
     def locate(self, start: pd.Timestamp, ds: pd.DatetimeIndex) -> NDArray[np.int64]:
         if self.weekday is not None and start.weekday() != self.weekday:
             return np.full(len(ds), OFF_GRID)
-        elapsed = (ds.as_unit("us").asi8 - start.as_unit("us").value).astype(np.int64)
-        positions, remainder = np.divmod(elapsed, self.step.as_unit("us").value)
+        elapsed = (ds.as_unit("us").asi8 - _microseconds(start)).astype(np.int64)
+        positions, remainder = np.divmod(elapsed, _microseconds(self.step))
         return np.where(remainder == 0, positions, OFF_GRID)
 
     def range(self, start: pd.Timestamp, periods: int) -> pd.DatetimeIndex:
@@ -70,8 +75,8 @@ class FixedSteps:
             raise CalendarError(
                 f"{start.date()} is a {start.day_name()}, which is not on the grid of {self.freq}"
             )
-        steps = np.arange(periods, dtype=np.int64) * self.step.as_unit("us").value
-        return pd.DatetimeIndex((start.as_unit("us").value + steps).view("datetime64[us]"))
+        steps = np.arange(periods, dtype=np.int64) * _microseconds(self.step)
+        return pd.DatetimeIndex((_microseconds(start) + steps).view("datetime64[us]"))
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,10 @@
 """Step arithmetic: which timestamp follows which, for fixed steps, calendar offsets and exchange sessions.
 
-Timestamps inside Hindcast are naive `datetime64[us]`. For steps shorter than a day they are UTC; from a day
-upwards they are dates on the wall clock (a session, a calendar day), which no time zone shifts.
+Timestamps inside Hindcast are naive `datetime64[us]`. Where steps are whole days they are dates on the wall
+clock (a session, a calendar day), which no time zone shifts; everywhere else they are instants in UTC.
 """
 
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
@@ -20,6 +21,7 @@ OFF_GRID = np.iinfo(np.int64).min
 
 SESSIONS_FROM, SESSIONS_TO = "1970-01-01", "2049-12-31"
 _EXAMPLES = "use a pandas alias such as 15min, h, D, W, MS, or an exchange calendar such as XNYS"
+_TIMESTAMPS = "give dates, or text in ISO 8601 such as 2024-03-31 or 2024-03-31T02:00+01:00"
 _DAY = pd.Timedelta(days=1)
 
 
@@ -36,7 +38,10 @@ class Calendar(Protocol):
 
     @property
     def dated(self) -> bool:
-        """Whether timestamps are dates (steps of a day or more) and not instants in UTC."""
+        """Whether timestamps are dates (steps of whole days or more) and not instants in UTC."""
+
+    def phases(self, ds: pd.DatetimeIndex) -> NDArray[np.int64]:
+        """Return which grid each timestamp lies on: equal numbers share one; OFF_GRID where it is on none."""
 
     def locate(self, start: pd.Timestamp, ds: pd.DatetimeIndex) -> NDArray[np.int64]:
         """Return the number of steps from `start` to each timestamp, OFF_GRID where it is not on the grid."""
@@ -61,7 +66,11 @@ class FixedSteps:
 
     @property
     def dated(self) -> bool:
-        return self.step >= _DAY
+        return self.step % _DAY == pd.Timedelta(0)
+
+    def phases(self, ds: pd.DatetimeIndex) -> NDArray[np.int64]:
+        phases = ds.as_unit("us").asi8 % _microseconds(self.step)
+        return phases if self.weekday is None else np.where(ds.weekday == self.weekday, phases, OFF_GRID)
 
     def locate(self, start: pd.Timestamp, ds: pd.DatetimeIndex) -> NDArray[np.int64]:
         if self.weekday is not None and start.weekday() != self.weekday:
@@ -88,21 +97,33 @@ class OffsetSteps:
     season_length: int
     dated: bool = True
 
+    def phases(self, ds: pd.DatetimeIndex) -> NDArray[np.int64]:
+        days = ds.normalize()
+        numbers = self._number(days)
+        clock = (ds - days).as_unit("us").asi8
+        return np.where(numbers >= 0, numbers % self.offset.n * _microseconds(_DAY) + clock, OFF_GRID)
+
     def locate(self, start: pd.Timestamp, ds: pd.DatetimeIndex) -> NDArray[np.int64]:
-        if len(ds) == 0:
-            return np.empty(0, dtype=np.int64)
-        first, last = min(start, ds.min()), max(start, ds.max())
-        grid = pd.date_range(self.offset.rollback(first), last, freq=self.offset, unit="us")
-        origin = grid.get_indexer(pd.DatetimeIndex([start]))[0]
-        positions = grid.get_indexer(ds).astype(np.int64)
-        if origin < 0:
-            return np.full(len(ds), OFF_GRID)
-        return np.where(positions >= 0, positions - origin, OFF_GRID)
+        stamps = ds.insert(0, start)
+        days = stamps.normalize()
+        numbers, clock = self._number(days), stamps - days
+        steps, remainder = np.divmod(numbers - numbers[0], self.offset.n)
+        on = (numbers >= 0) & (numbers[0] >= 0) & (remainder == 0) & (clock == clock[0])
+        return np.where(on, steps, OFF_GRID)[1:]
 
     def range(self, start: pd.Timestamp, periods: int) -> pd.DatetimeIndex:
         if not self.offset.is_on_offset(start):
             raise CalendarError(f"{start.date()} is not on the grid of {self.freq}")
         return pd.date_range(start, periods=periods, freq=self.offset, unit="us")
+
+    def _number(self, days: pd.DatetimeIndex) -> NDArray[np.int64]:
+        """Count single steps from the earliest day; -1 for a day on which no step falls."""
+        if days.empty:
+            return np.empty(0, dtype=np.int64)
+        single = self.offset.base  # counted one by one: every second month may begin at an odd or an even one
+        first, last = days.min(), days.max()
+        grid = pd.date_range(single.rollback(first), last, freq=single, unit="us")
+        return grid.get_indexer(days).astype(np.int64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,8 +132,11 @@ class Sessions:
 
     freq: str
     sessions: pd.DatetimeIndex
-    season_length: int = 5
+    season_length: int = 1  # prices have no season: the honest rival is the last one
     dated: bool = True
+
+    def phases(self, ds: pd.DatetimeIndex) -> NDArray[np.int64]:
+        return np.where(self.sessions.get_indexer(ds) >= 0, 0, OFF_GRID)
 
     def locate(self, start: pd.Timestamp, ds: pd.DatetimeIndex) -> NDArray[np.int64]:
         origin = self.sessions.get_indexer(pd.DatetimeIndex([start]))[0]
@@ -142,7 +166,8 @@ def parse_freq(freq: str) -> Calendar:
     """Build the calendar of a pandas alias or an exchange code.
 
     Raises:
-        CalendarError: the alias is unknown, negative or finer than a microsecond.
+        CalendarError: the alias is unknown, has no positive step, is finer than a microsecond, or counts
+            business hours.
     """
     if freq in exchange_calendars.get_calendar_names():
         return Sessions(freq, _sessions_of(freq))
@@ -150,6 +175,8 @@ def parse_freq(freq: str) -> Calendar:
         offset = pd.tseries.frequencies.to_offset(freq)
     except (ValueError, TypeError) as error:
         raise CalendarError(f"unknown frequency {freq!r}: {_EXAMPLES}") from error
+    if isinstance(offset, pd.offsets.BusinessHour):
+        raise CalendarError(f"frequency {freq!r} counts business hours: {_EXAMPLES}")
     if offset is None or offset.n < 1:
         raise CalendarError(f"frequency {freq!r} has no positive step: {_EXAMPLES}")
     return _calendar_of(freq, offset)
@@ -168,21 +195,29 @@ def _sessions_of(exchange: str) -> pd.DatetimeIndex:
 def _calendar_of(freq: str, offset: pd.offsets.BaseOffset) -> Calendar:
     if isinstance(offset, pd.offsets.Week):
         weekday: int | None = getattr(offset, "weekday", None) if "-" in freq else None
-        return FixedSteps(freq, 7 * offset.n * _DAY, max(1, 52 // offset.n), weekday)
+        return FixedSteps(freq, 7 * offset.n * _DAY, _season(52, offset.n), weekday)
     if isinstance(offset, pd.offsets.Day):
-        return FixedSteps(freq, offset.n * _DAY, 7 if offset.n == 1 else 1)
+        return FixedSteps(freq, offset.n * _DAY, _season(7, offset.n))
     if isinstance(offset, pd.offsets.Tick):
         step = pd.Timedelta(offset)
         if step < pd.Timedelta(microseconds=1):
             raise CalendarError(f"frequency {freq!r} is finer than a microsecond")
         return FixedSteps(freq, step, _season_of_tick(step))
-    seasons = {"B": 5, "M": 12, "Q": 4}
-    family = offset.rule_code.split("-")[0].lstrip("B") or "B"
-    return OffsetSteps(freq, offset, max(1, seasons.get(family[0], 1) // offset.n))
+    family = offset.rule_code.split("-")[0]
+    steps_a_season = {"B": 5, "C": 5, "SM": 24, "M": 12, "Q": 4}
+    usual = steps_a_season.get(family) or steps_a_season.get(family.lstrip("BC").rstrip("SE"), 1)
+    return OffsetSteps(freq, offset, _season(usual, offset.n))
+
+
+def _season(usual: int, n: int) -> int:
+    """Return the steps of a season when `n` usual steps are one; 1 where they do not divide it."""
+    return usual // n if usual % n == 0 else 1
 
 
 def _season_of_tick(step: pd.Timedelta) -> int:
     """Return the steps of a day, or of an hour where a day would be more than 10,000 of them."""
+    if step == _DAY:
+        return 7
     for span in (_DAY, pd.Timedelta(hours=1), pd.Timedelta(minutes=1)):
         if span % step == pd.Timedelta(0) and 1 < span // step <= 10_000:
             return int(span // step)
@@ -190,18 +225,63 @@ def _season_of_tick(step: pd.Timedelta) -> int:
 
 
 def normalise_timestamps(ds: pd.Series | pd.DatetimeIndex, calendar: Calendar) -> pd.DatetimeIndex:
-    """Return naive timestamps: instants in UTC below a day, wall-clock dates from a day upwards.
+    """Return naive timestamps: instants in UTC, or wall-clock dates where steps are whole days.
+
+    Text is read as ISO 8601 and nothing else: no order of day and month is guessed. Empty values become NaT.
 
     Raises:
-        CalendarError: a value is not a timestamp, or zones are mixed.
+        CalendarError: a value is not a timestamp, or only some carry a UTC offset.
     """
+    stamps = pd.Index(ds)
+    _refuse_what_pandas_would_guess(stamps)
     try:
-        index = pd.DatetimeIndex(pd.to_datetime(pd.Index(ds)))
-    except (ValueError, TypeError, OverflowError) as error:
-        raise CalendarError(f"ds holds a value that is not a timestamp: {error}") from error
+        index = pd.DatetimeIndex(pd.to_datetime(stamps, format="ISO8601"))
+    except (ValueError, TypeError, OverflowError):
+        index = _normalise_mixed_zones(stamps, calendar)
     if index.tz is not None:
         index = index.tz_localize(None) if calendar.dated else index.tz_convert(None)
     return index.as_unit("us").rename(None)
+
+
+def _refuse_what_pandas_would_guess(stamps: pd.Index) -> None:
+    """Refuse numbers, which pandas takes for nanoseconds since 1970, and words it takes for this moment."""
+    if stamps.dtype.kind == "M" or stamps.empty:
+        return
+    mixed = stamps.inferred_type.startswith("mixed")
+    if stamps.dtype.kind in "biufc" or (mixed and any(isinstance(value, int | float) for value in stamps)):
+        raise CalendarError(f"ds holds numbers, which are no timestamps; {_TIMESTAMPS}")
+    if stamps.isin(["now", "today"]).any():
+        raise CalendarError(f"ds holds the words 'now' or 'today'; {_TIMESTAMPS}")
+
+
+def _normalise_mixed_zones(stamps: pd.Index, calendar: Calendar) -> pd.DatetimeIndex:
+    """Read what pandas refuses to hold in one index: several offsets, as on both sides of a clock change."""
+    try:
+        instants = pd.DatetimeIndex(pd.to_datetime(stamps, format="ISO8601", utc=True, errors="coerce"))
+    except (ValueError, TypeError, OverflowError) as error:
+        raise CalendarError(f"ds holds {stamps.dtype} values, which are no timestamps: {error}") from error
+    unread = np.asarray(instants.isna()) & np.asarray(stamps.notna()) & ~np.asarray(stamps.isin(["", "NaT"]))
+    if unread.any():
+        raise CalendarError(f"ds holds {stamps[int(unread.argmax())]!r}, no timestamp; {_TIMESTAMPS}")
+    if len({_has_offset(value) for value in stamps[instants.notna()]}) > 1:
+        raise CalendarError("some timestamps carry a UTC offset and some do not")
+    if not calendar.dated:
+        return instants
+    return pd.DatetimeIndex([_wall_clock(value) for value in stamps])
+
+
+_OFFSET = re.compile(r"\s*(Z|[+-]\d{2}(:?\d{2})?)\s*$")
+
+
+def _has_offset(stamp: object) -> bool:
+    if isinstance(stamp, str):
+        return ":" in stamp and _OFFSET.search(stamp) is not None
+    return getattr(stamp, "tzinfo", None) is not None
+
+
+def _wall_clock(stamp: object) -> pd.Timestamp:
+    text = _OFFSET.sub("", stamp) if isinstance(stamp, str) else stamp
+    return pd.Timestamp(text).replace(tzinfo=None)  # type: ignore[arg-type]  # checked by the caller
 
 
 def format_timestamp(ds: pd.Timestamp, calendar: Calendar) -> str:

@@ -4,18 +4,22 @@ N series, T timestamps of the panel's common grid.
 
 The rules, each named by the error or the quality report that follows from it:
   unsorted rows          sorted, and counted in the report
-  repeated rows          dropped and counted when they agree; refused when they hold different values
+  repeated rows          counted, and one kept where they agree or only one holds a value; refused where they
+                         hold different values
   gaps                   made explicit as missing values; never filled
-  trailing missing rows  kept: a sensor that fell silent has an old cutoff, and the report says so
-  mixed frequency        refused: the first timestamp off the grid is named
-  infinities             refused; a value that is not a number is refused; an empty one is missing
+  missing rows at an end left out: a series runs from its first to its last observation; how long a series
+                         has been silent at the end of the panel is in the report
+  mixed frequency        refused: most rows decide which grid it is, and the first timestamp off it is named
+  time zones             instants are turned to UTC; dates keep the day of their own wall clock
+  infinities             refused; a value that is not a number is refused; an empty one is missing; true is 1
+  nothing observed       refused
   constant series        kept, and marked in the report
   too short              refused by `require_observed`, where the need is known
 """
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -30,8 +34,8 @@ from forecasting.errors import CalendarError, InputError, PanelError
 FloatArray = NDArray[np.float64]
 BadSeries = Literal["raise", "drop"]
 
-MAX_CELLS = 1_000_000_000
-"""Largest dense panel (series times timestamps): beyond it, one wrong year would exhaust the memory."""
+MAX_CELLS = 500_000_000
+"""Largest dense panel (series times timestamps), 4 GB: one wrong year must not exhaust the memory."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,8 @@ class SeriesQuality:
     n_duplicates: int
     n_unsorted: int
     longest_gap: int
+    n_silent: int
+    """Steps between its last observation and the end of the panel."""
     constant: bool
 
 
@@ -103,11 +109,12 @@ class Panel:
     def to_frame(self) -> pd.DataFrame:
         """Return the long frame: one row a step between a series' first and last observation."""
         first, last = self.spans()
-        parts = [
-            pd.DataFrame({"unique_id": uid, "ds": self.ds[a : b + 1], "y": self.y_NT[i, a : b + 1]})
-            for i, (uid, a, b) in enumerate(zip(self.unique_ids, first, last, strict=True))
-        ]
-        return pd.concat(parts, ignore_index=True)
+        steps = np.arange(self.n_steps)
+        series_R, step_R = np.nonzero((steps >= first[:, None]) & (steps <= last[:, None]))
+        names = pd.Index(self.unique_ids, dtype=object)
+        return pd.DataFrame(
+            {"unique_id": names[series_R], "ds": self.ds[step_R], "y": self.y_NT[series_R, step_R]}
+        )
 
     def digest(self) -> str:
         """Return a SHA-256 over frequency, names, grid and values: equal digests mean equal data."""
@@ -140,175 +147,239 @@ def build_panel(frame: pd.DataFrame, freq: str, *, bad_series: BadSeries = "rais
         PanelError: a series was refused, or none is left.
     """
     calendar = parse_freq(freq)
-    rows = _read_rows(frame, calendar)
     problems: dict[str, str] = {}
+    rows = _read_rows(frame, calendar, problems)
+    unsorted_N = _count_unsorted(rows)
     _find_bad_values(rows, calendar, problems)
-    duplicates = _find_duplicates(rows, calendar, problems)
-    rows.frame = rows.frame[~duplicates]
-    good = rows.frame[~rows.frame["unique_id"].isin(problems)]
-    positions = _positions(good, calendar, problems)
-    if problems and bad_series == "raise":
+    rows, position_R = _place(rows.without(problems), calendar, problems)
+    y_NT, duplicates_N = _lay_out(rows, position_R, calendar, problems)
+    if problems and (bad_series == "raise" or len(problems) == len(rows.names)):
         raise PanelError(problems)
-    keep = ~good["unique_id"].isin(problems).to_numpy()
-    good, positions = good[keep], positions[keep]
-    if good.empty:
-        raise PanelError(problems or {"": "the data holds no series"})
-    return _lay_out(good, positions, calendar, rows, problems)
+    grid = calendar.range(rows.ds[int(position_R.argmin())], y_NT.shape[1])
+    good_N = ~np.isin(rows.names, list(problems))
+    names = tuple(np.asarray(rows.names, dtype=object)[good_N])
+    y_NT, ds = _trim(y_NT[good_N] if problems else y_NT, grid)
+    quality = tuple(_describe_series(names, y_NT, duplicates_N[good_N], unsorted_N[good_N]))
+    return Panel(names, ds, y_NT, calendar, quality, problems)
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Rows:
-    """The sorted long frame, and what sorting and cleaning it found."""
+    """The long frame as arrays, one entry a row (R); `code_R` is the position of its series in `names`."""
 
-    frame: pd.DataFrame
-    unsorted: dict[str, int]
-    duplicates: dict[str, int] = field(default_factory=dict)
+    names: tuple[str, ...]
+    code_R: NDArray[np.intp]
+    ds: pd.DatetimeIndex
+    y_R: FloatArray
+    raw: pd.Series
+    """The values as they came, for the messages."""
+
+    def select(self, keep_R: NDArray[np.bool_]) -> "_Rows":
+        if keep_R.all():
+            return self
+        return _Rows(self.names, self.code_R[keep_R], self.ds[keep_R], self.y_R[keep_R], self.raw[keep_R])
+
+    def without(self, problems: dict[str, str]) -> "_Rows":
+        bad_N = np.isin(self.names, list(problems))
+        return self.select(~bad_N[self.code_R])
+
+    def refuse(
+        self, bad_R: NDArray[np.bool_], problems: dict[str, str], say: Callable[[int, int], str]
+    ) -> None:
+        """Enter what is wrong with each series that has bad rows; `say` gets the first and the count."""
+        bad_rows = np.flatnonzero(bad_R)
+        codes, first, counts = np.unique(self.code_R[bad_rows], return_index=True, return_counts=True)
+        for code, row, count in zip(codes, bad_rows[first], counts, strict=True):
+            name = self.names[code]
+            problems.setdefault(name, f"series {name!r} {say(int(row), int(count))}")
 
 
-def _read_rows(frame: pd.DataFrame, calendar: Calendar) -> _Rows:
-    absent = [name for name in ("unique_id", "ds", "y") if name not in frame.columns]
+def _read_rows(frame: pd.DataFrame, calendar: Calendar, problems: dict[str, str]) -> _Rows:
+    _require_columns(frame)
+    if frame.empty:
+        raise InputError("the data holds no series")
+    names, code_R = _read_names(frame["unique_id"])
+    ds = _read_timestamps(frame["ds"], names, code_R, calendar, problems)
+    rows = _Rows(names, code_R, ds, _read_values(frame["y"]), frame["y"].reset_index(drop=True))
+    no_ds_R = np.asarray(ds.isna())
+    rows.refuse(no_ds_R, problems, lambda _, n: f"has {n} row{'s' * (n > 1)} without a timestamp")
+    return rows.select(~no_ds_R)
+
+
+def _require_columns(frame: pd.DataFrame) -> None:
+    columns = list(frame.columns)
+    absent = [name for name in ("unique_id", "ds", "y") if name not in columns]
     if absent:
         raise InputError(
-            f"the frame has no column {', '.join(absent)}; it has {', '.join(map(str, frame.columns))}"
+            f"the frame has no column {', '.join(absent)}; it has {', '.join(map(str, columns))}"
         )
-    if frame["unique_id"].isna().any():
+    twice = [name for name in ("unique_id", "ds", "y") if columns.count(name) > 1]
+    if twice:
+        raise InputError(f"the frame has the column {', '.join(twice)} twice")
+
+
+def _read_names(unique_id: pd.Series) -> tuple[tuple[str, ...], NDArray[np.intp]]:
+    label_R, labels = pd.factorize(unique_id)
+    texts = np.array([str(label) for label in labels], dtype=object)
+    if (label_R < 0).any() or not all(text.strip() for text in texts):
         raise InputError("the column unique_id holds an empty name")
-    rows = pd.DataFrame(
-        {
-            "unique_id": frame["unique_id"].astype(str).to_numpy(dtype=object),
-            "ds": _timestamps(frame, calendar),
-            "raw": frame["y"].to_numpy(),
-        }
-    )
-    rows["y"] = pd.to_numeric(rows["raw"], errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
-    same = rows["unique_id"].eq(rows["unique_id"].shift())
-    backwards = rows.loc[same & (rows["ds"] < rows["ds"].shift()), "unique_id"]
-    rows = rows.sort_values(["unique_id", "ds"], kind="stable", ignore_index=True)
-    return _Rows(rows, {str(uid): int(count) for uid, count in backwards.value_counts().items()})
+    code_of_label, names = pd.factorize(texts, sort=True)  # again, because 7 and "7" are one name
+    return tuple(names), code_of_label[label_R]
 
 
-def _timestamps(frame: pd.DataFrame, calendar: Calendar) -> pd.DatetimeIndex:
+def _read_timestamps(
+    ds: pd.Series,
+    names: tuple[str, ...],
+    code_R: NDArray[np.intp],
+    calendar: Calendar,
+    problems: dict[str, str],
+) -> pd.DatetimeIndex:
+    """Return naive timestamps, NaT for those of a series whose own could not be read."""
     try:
-        ds = normalise_timestamps(frame["ds"], calendar)
-    except CalendarError as error:
-        for unique_id, part in frame.groupby("unique_id", sort=False):
-            try:
-                normalise_timestamps(part["ds"], calendar)
-            except CalendarError as cause:
-                raise PanelError({str(unique_id): f"series {str(unique_id)!r}: {cause}"}) from cause
-        raise InputError(f"time zones differ between series: {error}") from error
-    if ds.hasnans:
-        unique_id = str(frame["unique_id"].to_numpy()[np.asarray(ds.isna()).argmax()])
-        raise PanelError({unique_id: f"series {unique_id!r} has a row without a timestamp"})
-    return ds
+        return normalise_timestamps(ds, calendar)
+    except CalendarError:
+        pass  # one series is at fault, or each has a time zone of its own: read them one by one
+    read = np.full(len(ds), np.datetime64("NaT"), dtype="datetime64[us]")
+    for code, row_R in pd.Series(code_R).groupby(code_R).groups.items():
+        name = names[int(str(code))]
+        try:
+            read[row_R] = normalise_timestamps(ds.iloc[row_R].infer_objects(), calendar).to_numpy()
+        except CalendarError as error:
+            problems[name] = f"series {name!r}: {error}"
+    return pd.DatetimeIndex(read)
+
+
+def _read_values(y: pd.Series) -> FloatArray:
+    """Return the values as numbers, NaN for what is none."""
+    if y.dtype.kind in "mMc":
+        raise InputError(f"the column y holds {y.dtype} values; numbers are needed")
+    try:
+        return pd.to_numeric(y, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
+    except OverflowError as error:
+        raise InputError("the column y holds a whole number too large for a 64-bit float") from error
+
+
+def _count_unsorted(rows: _Rows) -> NDArray[np.int64]:
+    """Count, per series, the rows that are earlier than the row before them."""
+    order = np.argsort(rows.code_R, kind="stable")
+    code_R, time_R = rows.code_R[order], rows.ds.asi8[order]
+    backwards_R = (np.diff(code_R) == 0) & (np.diff(time_R) < 0)
+    return np.bincount(code_R[1:][backwards_R], minlength=len(rows.names))
 
 
 def _find_bad_values(rows: _Rows, calendar: Calendar, problems: dict[str, str]) -> None:
-    frame = rows.frame
-    text = frame["y"].isna() & frame["raw"].notna()
-    infinite = np.isinf(frame["y"])
-    for bad, what in ((text, "is not a number"), (infinite, "is not finite")):
-        for unique_id, ds, raw in _first_of_each(frame[bad], "raw"):
-            at = format_timestamp(ds, calendar)
-            problems.setdefault(unique_id, f"series {unique_id!r}: y at {at} {what}: {raw!r}")
-    observed = frame.loc[~text, ["unique_id", "y"]].groupby("unique_id")["y"].count()
-    for unique_id in observed.index[observed == 0]:
-        problems.setdefault(str(unique_id), f"series {unique_id!r} has no observed value")
+    observed_R = np.isfinite(rows.y_R)
+    unread_R = np.isnan(rows.y_R) & rows.raw.notna().to_numpy()
+    if unread_R.any():
+        blank = rows.raw[unread_R].astype(str).str.strip() == ""
+        unread_R[unread_R] = ~blank.to_numpy()
+
+    def say(what: str) -> Callable[[int, int], str]:
+        def describe(row: int, _: int) -> str:
+            value, at = rows.raw.iloc[row], format_timestamp(rows.ds[row], calendar)
+            return f"holds {value if isinstance(value, float) else repr(value)} at {at}, which is {what}"
+
+        return describe
+
+    rows.refuse(unread_R, problems, say("not a number"))
+    rows.refuse(np.isinf(rows.y_R), problems, say("not finite"))
+    counts_N = np.bincount(rows.code_R[observed_R], minlength=len(rows.names))
+    for code in np.flatnonzero(counts_N == 0):
+        problems.setdefault(rows.names[code], f"series {rows.names[code]!r} has no observed value")
 
 
-def _first_of_each(rows: pd.DataFrame, column: str) -> Iterator[tuple[str, pd.Timestamp, object]]:
-    """Yield name, timestamp and one column of the first row of every series."""
-    first = rows.drop_duplicates("unique_id")
-    for unique_id, ds, value in zip(first["unique_id"], first["ds"], first[column], strict=True):
-        yield str(unique_id), pd.Timestamp(ds), value
+def _place(rows: _Rows, calendar: Calendar, problems: dict[str, str]) -> tuple[_Rows, NDArray[np.int64]]:
+    """Return the rows on the grid that most rows share, with their positions; refuse series with others."""
+    if rows.ds.empty:
+        return rows, np.empty(0, dtype=np.int64)
+    start = _grid_start(rows.ds, calendar)
+    position_R = calendar.locate(start, rows.ds) if start is not None else np.full(len(rows.ds), OFF_GRID)
+    through = "" if start is None else f" through {format_timestamp(start, calendar)}"
+
+    def say(row: int, count: int) -> str:
+        others = f" and {count - 1} more" if count > 1 else ""
+        at = format_timestamp(rows.ds[row], calendar)
+        return f"has timestamps off the grid of freq {calendar.freq}{through}: {at}{others}"
+
+    on_R = position_R != OFF_GRID
+    rows.refuse(~on_R, problems, say)
+    return rows.select(on_R), position_R[on_R]
 
 
-def _find_duplicates(rows: _Rows, calendar: Calendar, problems: dict[str, str]) -> NDArray[np.bool_]:
-    """Mark repeated rows that agree with the first; report those that do not."""
-    frame = rows.frame
-    repeated = frame.duplicated(["unique_id", "ds"]).to_numpy()
-    if not repeated.any():
-        return repeated
-    first = frame.groupby(["unique_id", "ds"], sort=False)["y"].transform("first")
-    differs = repeated & ~((frame["y"] == first) | (frame["y"].isna() & first.isna())).to_numpy()
-    for unique_id, ds, _ in _first_of_each(frame[differs], "y"):
-        at = format_timestamp(ds, calendar)
-        problems.setdefault(unique_id, f"series {unique_id!r} has two different values at {at}")
-    counts = frame.loc[repeated, "unique_id"].value_counts()
-    rows.duplicates = {str(uid): int(count) for uid, count in counts.items()}
-    return repeated
-
-
-def _positions(rows: pd.DataFrame, calendar: Calendar, problems: dict[str, str]) -> NDArray[np.int64]:
-    """Place every row on the grid of the earliest series, and report series that do not lie on it."""
-    if rows.empty:
-        return np.empty(0, dtype=np.int64)
-    ds = pd.DatetimeIndex(rows["ds"])
-    start = _grid_start(rows, calendar)
-    positions = calendar.locate(start, ds)
-    off = rows[positions == OFF_GRID]
-    for unique_id, part in off.groupby("unique_id"):
-        at = format_timestamp(part["ds"].iloc[0], calendar)
-        others = f" and {len(part) - 1} more" if len(part) > 1 else ""
-        problems[str(unique_id)] = (
-            f"series {unique_id!r}: {at}{others} does not lie on the grid of freq {calendar.freq} "
-            f"that contains {format_timestamp(start, calendar)}"
-        )
-    return positions
-
-
-def _grid_start(rows: pd.DataFrame, calendar: Calendar) -> pd.Timestamp:
-    """Return the earliest timestamp that lies on the calendar, so that one stray row cannot set the grid."""
-    for start in rows["ds"].sort_values().unique()[:100]:
-        if calendar.locate(start, pd.DatetimeIndex([start]))[0] != OFF_GRID:
-            return pd.Timestamp(start)
-    return pd.Timestamp(rows["ds"].min())
+def _grid_start(ds: pd.DatetimeIndex, calendar: Calendar) -> pd.Timestamp | None:
+    """Return the earliest timestamp on the grid of most rows, so that no stray row decides which it is."""
+    phase_R = calendar.phases(ds)
+    counts = pd.Series(phase_R[phase_R != OFF_GRID]).value_counts()
+    if counts.empty:
+        return None
+    commonest = counts.index[counts == counts.max()]
+    return pd.Timestamp(ds[np.isin(phase_R, commonest)].min())
 
 
 def _lay_out(
-    rows: pd.DataFrame,
-    positions: NDArray[np.int64],
-    calendar: Calendar,
-    found: _Rows,
-    problems: dict[str, str],
-) -> Panel:
-    codes, unique_ids = pd.factorize(rows["unique_id"], sort=True)
-    low, high = int(positions.min()), int(positions.max())
-    n_steps = high - low + 1
-    if len(unique_ids) * n_steps > MAX_CELLS:
-        first, last = rows.iloc[int(positions.argmin())], rows.iloc[int(positions.argmax())]
-        raise InputError(
-            f"the data spans {n_steps} steps, from {first['ds']} (series {first['unique_id']!r}) to "
-            f"{last['ds']} (series {last['unique_id']!r}): is one of these timestamps wrong?"
-        )
-    grid_start = pd.Timestamp(rows["ds"].iloc[int(positions.argmin())])
-    y_NT = np.full((len(unique_ids), n_steps), np.nan)
-    y_NT[codes, positions - low] = rows["y"].to_numpy()
-    names = tuple(str(uid) for uid in unique_ids)
-    quality = tuple(_describe_series(names, y_NT, found))
-    return Panel(names, calendar.range(grid_start, n_steps), y_NT, calendar, quality, problems)
+    rows: _Rows, position_R: NDArray[np.int64], calendar: Calendar, problems: dict[str, str]
+) -> tuple[FloatArray, NDArray[np.int64]]:
+    """Return the dense values and the number of repeated rows of every series; refuse contradictions."""
+    n_series = len(rows.names)
+    if len(position_R) == 0:
+        return np.empty((n_series, 0)), np.zeros(n_series, dtype=np.int64)
+    n_steps = int(position_R.max() - position_R.min()) + 1
+    if n_series * n_steps > MAX_CELLS:
+        raise InputError(_describe_span(rows, n_steps, calendar))
+    cell_R = (rows.code_R, position_R - position_R.min())
+    y_NT, present_NT = np.full((n_series, n_steps), np.nan), np.zeros((n_series, n_steps), dtype=bool)
+    present_NT[cell_R] = True
+    observed_R = np.isfinite(rows.y_R)
+    y_NT[rows.code_R[observed_R], cell_R[1][observed_R]] = rows.y_R[observed_R]
+    rows.refuse(
+        observed_R & (y_NT[cell_R] != rows.y_R),
+        problems,
+        lambda row, _: f"has two different values at {format_timestamp(rows.ds[row], calendar)}",
+    )
+    return y_NT, np.bincount(rows.code_R, minlength=n_series) - present_NT.sum(axis=1)
 
 
-def _describe_series(names: tuple[str, ...], y_NT: FloatArray, found: _Rows) -> Iterator[SeriesQuality]:
-    for unique_id, y_T in zip(names, y_NT, strict=True):
-        observed = np.flatnonzero(np.isfinite(y_T))
-        values = y_T[observed]
+def _describe_span(rows: _Rows, n_steps: int, calendar: Calendar) -> str:
+    first, last = (
+        f"{format_timestamp(rows.ds[row], calendar)} (series {rows.names[rows.code_R[row]]!r})"
+        for row in (int(rows.ds.argmin()), int(rows.ds.argmax()))
+    )
+    return f"the data spans {n_steps} steps, from {first} to {last}: is one of these timestamps wrong?"
+
+
+def _trim(y_NT: FloatArray, ds: pd.DatetimeIndex) -> tuple[FloatArray, pd.DatetimeIndex]:
+    """Cut the steps before the first and after the last observation of any series."""
+    steps = np.flatnonzero(np.isfinite(y_NT).any(axis=0))
+    span = slice(int(steps[0]), int(steps[-1]) + 1)
+    return np.ascontiguousarray(y_NT[:, span]), ds[span]
+
+
+def _describe_series(
+    names: tuple[str, ...],
+    y_NT: FloatArray,
+    duplicates_N: NDArray[np.int64],
+    unsorted_N: NDArray[np.int64],
+) -> Iterator[SeriesQuality]:
+    for n, unique_id in enumerate(names):
+        observed = np.flatnonzero(np.isfinite(y_NT[n]))
         steps = np.diff(observed)
         yield SeriesQuality(
             unique_id=unique_id,
             n_observed=len(observed),
             n_missing=int(observed[-1] - observed[0] + 1 - len(observed)),
-            n_duplicates=found.duplicates.get(unique_id, 0),
-            n_unsorted=found.unsorted.get(unique_id, 0),
+            n_duplicates=int(duplicates_N[n]),
+            n_unsorted=int(unsorted_N[n]),
             longest_gap=int(steps.max() - 1) if len(steps) else 0,
-            constant=bool(np.ptp(values) == 0),
+            n_silent=y_NT.shape[1] - 1 - int(observed[-1]),
+            constant=bool(np.ptp(y_NT[n][observed]) == 0),
         )
 
 
 def save_panel(panel: Panel, path: Path) -> None:
-    """Write a validated panel to one `.npz` file, exactly."""
+    """Write a validated panel to one file in NumPy's `.npz` format, exactly."""
     head = {"freq": panel.calendar.freq, "start": panel.ds[0].isoformat(), "unique_ids": panel.unique_ids}
-    np.savez(path, head=np.array(json.dumps(head)), y_NT=panel.y_NT)
+    with path.open("wb") as file:  # a path that np.savez opens itself gets a suffix it was not given
+        np.savez(file, head=np.array(json.dumps(head)), y_NT=panel.y_NT)
 
 
 def load_panel(path: Path) -> Panel:
@@ -318,5 +389,6 @@ def load_panel(path: Path) -> Panel:
     calendar = parse_freq(head["freq"])
     unique_ids = tuple(head["unique_ids"])
     ds = calendar.range(pd.Timestamp(head["start"]), y_NT.shape[1])
-    quality = tuple(_describe_series(unique_ids, y_NT, _Rows(pd.DataFrame(), {})))
+    none_N = np.zeros(len(unique_ids), dtype=np.int64)
+    quality = tuple(_describe_series(unique_ids, y_NT, none_N, none_N))
     return Panel(unique_ids, ds, y_NT, calendar, quality)

@@ -70,7 +70,7 @@ class FixedSteps:
 
     def phases(self, ds: pd.DatetimeIndex) -> NDArray[np.int64]:
         phases = ds.as_unit("us").asi8 % _microseconds(self.step)
-        return phases if self.weekday is None else np.where(ds.weekday == self.weekday, phases, OFF_GRID)
+        return phases if self.weekday is None else np.where(ds.day_of_week == self.weekday, phases, OFF_GRID)
 
     def locate(self, start: pd.Timestamp, ds: pd.DatetimeIndex) -> NDArray[np.int64]:
         if self.weekday is not None and start.weekday() != self.weekday:

@@ -156,7 +156,7 @@ def build_panel(frame: pd.DataFrame, freq: str, *, bad_series: BadSeries = "rais
     if problems and (bad_series == "raise" or len(problems) == len(rows.names)):
         raise PanelError(problems)
     grid = calendar.range(rows.ds[int(position_R.argmin())], y_NT.shape[1])
-    good_N = ~np.isin(rows.names, list(problems))
+    good_N = np.array([name not in problems for name in rows.names])
     names = tuple(np.asarray(rows.names, dtype=object)[good_N])
     y_NT, ds = _trim(y_NT[good_N] if problems else y_NT, grid)
     quality = tuple(_describe_series(names, y_NT, duplicates_N[good_N], unsorted_N[good_N]))
@@ -180,12 +180,10 @@ class _Rows:
         return _Rows(self.names, self.code_R[keep_R], self.ds[keep_R], self.y_R[keep_R], self.raw[keep_R])
 
     def without(self, problems: dict[str, str]) -> "_Rows":
-        bad_N = np.isin(self.names, list(problems))
-        return self.select(~bad_N[self.code_R])
+        good_N = np.array([name not in problems for name in self.names])
+        return self.select(good_N[self.code_R])
 
-    def refuse(
-        self, bad_R: NDArray[np.bool_], problems: dict[str, str], say: Callable[[int, int], str]
-    ) -> None:
+    def refuse(self, bad_R: NDArray[np.bool_], problems: dict[str, str], say: Callable[[int, int], str]) -> None:
         """Enter what is wrong with each series that has bad rows; `say` gets the first and the count."""
         bad_rows = np.flatnonzero(bad_R)
         codes, first, counts = np.unique(self.code_R[bad_rows], return_index=True, return_counts=True)
@@ -210,9 +208,7 @@ def _require_columns(frame: pd.DataFrame) -> None:
     columns = list(frame.columns)
     absent = [name for name in ("unique_id", "ds", "y") if name not in columns]
     if absent:
-        raise InputError(
-            f"the frame has no column {', '.join(absent)}; it has {', '.join(map(str, columns))}"
-        )
+        raise InputError(f"the frame has no column {', '.join(absent)}; it has {', '.join(map(str, columns))}")
     twice = [name for name in ("unique_id", "ds", "y") if columns.count(name) > 1]
     if twice:
         raise InputError(f"the frame has the column {', '.join(twice)} twice")
@@ -371,7 +367,7 @@ def _describe_series(
             n_unsorted=int(unsorted_N[n]),
             longest_gap=int(steps.max() - 1) if len(steps) else 0,
             n_silent=y_NT.shape[1] - 1 - int(observed[-1]),
-            constant=bool(np.ptp(y_NT[n][observed]) == 0),
+            constant=bool((y_NT[n][observed] == y_NT[n][observed[0]]).all()),
         )
 
 

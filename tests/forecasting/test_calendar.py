@@ -160,11 +160,11 @@ def test_a_freq_that_is_none_is_refused_with_examples(freq: str) -> None:
         parse_freq(freq)
 
 
-SEASONS = {
-    **{"1us": 1, "1s": 3600, "7min": 1, "15min": 96, "90min": 16, "h": 24, "36h": 1},
-    **{"24h": 7, "D": 7, "2D": 1, "W": 52, "W-SAT": 52, "2W": 26},
-    **{"MS": 12, "ME": 12, "2MS": 6, "BME": 12, "SMS": 24, "QS": 4, "YS": 1, "B": 5, "2B": 1},
-}
+SEASONS = (
+    {"1us": 1, "1s": 3600, "7min": 1, "15min": 96, "90min": 16, "h": 24, "36h": 1}
+    | {"24h": 7, "D": 7, "2D": 1, "W": 52, "W-SAT": 52, "2W": 26}
+    | {"MS": 12, "ME": 12, "2MS": 6, "BME": 12, "SMS": 24, "QS": 4, "YS": 1, "B": 5, "2B": 1}
+)
 
 
 @pytest.mark.parametrize("freq", SEASONS)

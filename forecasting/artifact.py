@@ -134,9 +134,7 @@ def _check_golden(directory: Path, forecaster: Forecaster) -> None:
         raise ArtifactError(f"{GOLDEN} cannot be replayed: {error}") from error
     spread = max(float(np.nanstd(context_BL)), 1e-12)
     if expected_BHQ.shape != answered_BHQ.shape:
-        raise ArtifactError(
-            f"{GOLDEN} expects shape {expected_BHQ.shape}, the model gives {answered_BHQ.shape}"
-        )
+        raise ArtifactError(f"{GOLDEN} expects shape {expected_BHQ.shape}, the model gives {answered_BHQ.shape}")
     tolerance = GOLDEN_TOLERANCE * (spread + np.abs(expected_BHQ))
     if not (np.abs(expected_BHQ - answered_BHQ) <= tolerance).all():
         worst = float(np.max(np.abs(expected_BHQ - answered_BHQ) / spread))

@@ -81,9 +81,7 @@ class FixedSteps:
 
     def range(self, start: pd.Timestamp, periods: int) -> pd.DatetimeIndex:
         if self.weekday is not None and start.weekday() != self.weekday:
-            raise CalendarError(
-                f"{start.date()} is a {start.day_name()}, which is not on the grid of {self.freq}"
-            )
+            raise CalendarError(f"{start.date()} is a {start.day_name()}, which is not on the grid of {self.freq}")
         steps = np.arange(periods, dtype=np.int64) * _microseconds(self.step)
         return pd.DatetimeIndex((_microseconds(start) + steps).view("datetime64[us]"))
 
@@ -150,9 +148,7 @@ class Sessions:
         if origin < 0:
             raise CalendarError(f"{start} is not a session of {self.freq}")
         if origin + periods > len(self.sessions):
-            raise CalendarError(
-                f"the sessions of {self.freq} are known until {self.sessions[-1].date()} only"
-            )
+            raise CalendarError(f"the sessions of {self.freq} are known until {self.sessions[-1].date()} only")
         return self.sessions[origin : origin + periods]
 
 

@@ -41,6 +41,10 @@ class JobError(HindcastError):
     """A job file is not valid; the message names the field."""
 
 
+class TrainingError(HindcastError):
+    """Training gave no usable model: too little data, or an optimisation that diverged."""
+
+
 class SourceError(HindcastError):
     """A data source did not deliver what the job asks for."""
 

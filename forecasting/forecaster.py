@@ -127,15 +127,11 @@ def summarise(
     columns = {"mean": quantiles_BHQ @ mean_weights(quantiles)}
     for lv in level:
         for side, probability in zip(("lo", "hi"), interval_bounds(quantiles, lv), strict=True):
-            columns[f"{side}-{format_level(lv)}"] = interpolate_quantile(
-                quantiles_BHQ, quantiles, probability
-            )
+            columns[f"{side}-{format_level(lv)}"] = interpolate_quantile(quantiles_BHQ, quantiles, probability)
     return columns
 
 
-def interpolate_quantile(
-    quantiles_BHQ: FloatArray, quantiles: Sequence[float], probability: float
-) -> FloatArray:
+def interpolate_quantile(quantiles_BHQ: FloatArray, quantiles: Sequence[float], probability: float) -> FloatArray:
     """Return the `(B, H)` values at a probability within the range of the quantiles."""
     grid = np.asarray(quantiles)
     right = int(np.clip(np.searchsorted(grid, probability - 1e-9), 0, len(grid) - 1))

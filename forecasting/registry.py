@@ -10,6 +10,7 @@ import os
 import re
 import secrets
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,8 +18,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-from forecasting.artifact import GOLDEN, SPEC, WEIGHTS, artifact_digest
-from forecasting.errors import ModelNotFoundError, RegistryError, RegistryUnavailableError
+from forecasting.artifact import GOLDEN, SPEC, WEIGHTS, artifact_digest, load_artifact
+from forecasting.errors import ArtifactError, ModelNotFoundError, RegistryError, RegistryUnavailableError
+from forecasting.forecaster import Forecaster
 from forecasting.spec import MODEL_NAME_PATTERN
 
 CHAMPION, CHALLENGER = "champion", "challenger"
@@ -83,9 +85,7 @@ class Registry(Protocol):
         """Add or replace tags of a version."""
 
 
-def promote(
-    registry: Registry, model: str, version: str, tags: Mapping[str, str] | None = None
-) -> ModelVersion:
+def promote(registry: Registry, model: str, version: str, tags: Mapping[str, str] | None = None) -> ModelVersion:
     """Make a version the champion, remembering the one before it so that `rollback` can return there.
 
     The tags are written first and the alias moves last: whoever sees the new champion sees why it is.
@@ -125,6 +125,21 @@ def champion_or_none(registry: Registry, model: str) -> ModelVersion | None:
         return registry.resolve(model)
     except ModelNotFoundError:
         return None
+
+
+def load_version(registry: Registry, version: ModelVersion, device: str = "cpu") -> Forecaster:
+    """Fetch a version and load it, if it is what was published.
+
+    Raises:
+        ArtifactError: the artefact is not the one that was published, or cannot be loaded.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        artifact = registry.fetch(version, Path(scratch))
+        if artifact_digest(artifact) != version.digest:
+            raise ArtifactError(
+                f"version {version.version} of {version.model!r} is not what was published: its digest differs"
+            )
+        return load_artifact(artifact, device)
 
 
 def check_model_name(model: str) -> None:

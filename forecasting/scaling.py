@@ -93,9 +93,7 @@ def scale_running(
     decay = 1.0 - 2.0 / (span + 1.0)
     weight_BL = mask_BL.to(x_BL.dtype)
     filled_BL = _fill_from(x_BL, mask_BL, state)
-    level_BL, level_state = _running_mean(
-        filled_BL, weight_BL, decay, (state.level_sum_B, state.level_weight_B)
-    )
+    level_BL, level_state = _running_mean(filled_BL, weight_BL, decay, (state.level_sum_B, state.level_weight_B))
     # The first value of a series has no predecessor: its difference is zero and carries no weight.
     started_BL = (torch.cumsum(weight_BL, dim=1) - weight_BL + state.seen_B[:, None]) > 0
     previous_B1 = torch.where(state.seen_B > 0, state.last_B, filled_BL[:, 0])[:, None]

@@ -43,9 +43,7 @@ class SeasonalNaiveSpec(_Frozen):
     @model_validator(mode="after")
     def _window_holds_a_season(self) -> "SeasonalNaiveSpec":
         if self.input_size < self.season_length:
-            raise ValueError(
-                f"input_size {self.input_size} is shorter than season_length {self.season_length}"
-            )
+            raise ValueError(f"input_size {self.input_size} is shorter than season_length {self.season_length}")
         return self
 
 

@@ -1,0 +1,95 @@
+"""What the command line prints: tables and progress bars on a terminal, plain lines elsewhere."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import pandas as pd
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+LEADERBOARD_COLUMNS = ("crps", "skill", "mae", "rmse", "smape", "mase", "rmsse")
+
+
+class ConsoleReporter:
+    """A reporter for people: bars that move on a terminal, a line now and then elsewhere."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self._progress = progress
+        self._tasks: dict[str, TaskID] = {}
+
+    def say(self, line: str) -> None:
+        (self._progress.console if self._progress else out).print(line, markup=False)
+
+    def epoch(self, candidate: str, epoch: int, of: int, metrics: Mapping[str, float]) -> None:
+        train, val = metrics["train/loss"], metrics["val/loss"]
+        if self._progress is None:
+            if epoch == 1 or epoch % 10 == 0 or epoch == of:
+                self.say(f"{candidate}: epoch {epoch} of {of}, train {train:.4f}, validation {val:.4f}")
+            return
+        if candidate not in self._tasks:
+            self._tasks[candidate] = self._progress.add_task(candidate, total=of)
+        note = f"train {train:.4f}  validation {val:.4f}"
+        self._progress.update(self._tasks[candidate], completed=epoch, description=f"{candidate}  {note}")
+
+    def done(self, candidate: str) -> None:
+        if self._progress is not None and candidate in self._tasks:
+            self._progress.remove_task(self._tasks.pop(candidate))
+
+
+@contextmanager
+def reporting() -> Iterator[ConsoleReporter]:
+    """Give a reporter that suits where the output goes."""
+    if not out.is_terminal:
+        yield ConsoleReporter(None)
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=out, transient=True) as progress:
+        yield ConsoleReporter(progress)
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table: boxed on a terminal, aligned plain text elsewhere. The first column is left-aligned."""
+    if out.is_terminal:
+        table = Table(title=title, title_justify="left")
+        for i, column in enumerate(columns):
+            table.add_column(column, justify="left" if i == 0 else "right")
+        for row in rows:
+            table.add_row(*row)
+        out.print(table)
+        return
+    widths = [max(len(str(cell)) for cell in column) for column in zip(columns, *rows, strict=True)]
+    out.print(title, markup=False)
+    for row in (columns, *rows):
+        first, *rest = (
+            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
+        out.print("  ".join([first, *rest]).rstrip(), markup=False)
+
+
+def print_leaderboard(job: str, board: pd.DataFrame, metric: str, best: str) -> None:
+    """Print everyone's test scores, best first, with the published candidate marked."""
+    coverage = [name for name in board.columns if name.startswith("coverage_")]
+    columns = [metric, *(c for c in LEADERBOARD_COLUMNS if c != metric), *coverage]
+    rows = [
+        [
+            f"{name} *" if name == best else str(name),
+            *(_number(board.loc[name, column]) for column in columns),
+        ]
+        for name in board.index
+    ]
+    print_table(f"{job}: test scores, best {metric} first (* chosen on validation)", ["model", *columns], rows)
+
+
+def print_forecast(title: str, frame: pd.DataFrame) -> None:
+    """Print a forecast frame as it is."""
+    columns = [str(column) for column in frame.columns]
+    rows = [[_number(v) if isinstance(v, float) else str(v) for v in row] for row in frame.itertuples(index=False)]
+    print_table(title, columns, rows)
+
+
+def _number(value: float) -> str:
+    return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.1f}"

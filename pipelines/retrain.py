@@ -1,0 +1,409 @@
+"""Retraining: load, fit, backtest, publish, decide, promote.
+
+`retrain` is the whole story; the functions below it are its steps. Each step leaves its work in the run's
+folder or in MLflow and returns plain data, so that a scheduler can remember what is done and a run that was
+killed goes on where it stopped.
+
+K test cutoffs.
+"""
+
+import math
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol, TypedDict, TypeVar
+
+import numpy as np
+import pandas as pd
+
+from forecasting.artifact import load_artifact, save_artifact
+from forecasting.errors import ArtifactError, ModelNotFoundError, PanelError, SourceError
+from forecasting.forecaster import Forecaster
+from forecasting.panel import Panel, build_panel, load_panel, save_panel
+from forecasting.registry import (
+    CHALLENGER,
+    TAG_DECISION,
+    TAG_REASON,
+    ModelVersion,
+    Registry,
+    champion_or_none,
+    open_registry,
+    promote,
+)
+from forecasting.spec import BASELINE_KINDS, NetworkSpec
+from pipelines.promotion import Decision, Evidence, decide
+from pipelines.report import LogReporter, Reporter
+from pipelines.settings import PipelineSettings
+from training.backtest import Backtest, leaderboard, plan_split, run_backtest, validation_cutoffs
+from training.baselines import baseline_specs, fit_baseline
+from training.calibrate import calibrate
+from training.fit import Log, fit, log_nothing, pick_device
+from training.job import Candidate, JobConfig, load_job, parse_job
+from training.sources.base import SourceContext
+from training.tracking import Tracker
+from training.windows import PanelTensors, Split, Windows
+
+TAG_RUN_KEY = "hindcast.run_key"
+"""Marks a version with the retraining that published it, so that a repeated step finds it again."""
+
+T = TypeVar("T")
+
+
+class StepRunner(Protocol):
+    """Runs one step by name; the scheduler's remembers the result, the plain one does not."""
+
+    def __call__(self, name: str, function: Callable[..., T], *args: object) -> T:
+        """Return what the function returns, now or from an earlier attempt."""
+
+
+def run_now(name: str, function: Callable[..., T], *args: object) -> T:
+    """Run a step here and now."""
+    del name
+    return function(*args)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training of one job: what to do, where to work, whom to tell."""
+
+    job_text: str
+    base_dir: Path
+    key: str
+    settings: PipelineSettings
+    reporter: Reporter = field(default_factory=LogReporter)
+
+    @cached_property
+    def job(self) -> JobConfig:
+        return parse_job(self.job_text)
+
+    @cached_property
+    def folder(self) -> Path:
+        folder = self.settings.home / "runs" / self.key
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    @cached_property
+    def registry(self) -> Registry:
+        return open_registry(self.settings.registry)
+
+    @cached_property
+    def tracker(self) -> Tracker:
+        return Tracker(self.settings.tracking, self.job, self.job_text)
+
+    @cached_property
+    def panel(self) -> Panel:
+        return load_panel(self.folder / "panel.npz")
+
+    @cached_property
+    def networks(self) -> dict[str, NetworkSpec]:
+        """Return every forecaster of the comparison by name, baselines first."""
+        return {**baseline_specs(self.job), **{c.name: c.network for c in self.job.candidates}}
+
+    @cached_property
+    def tensors(self) -> PanelTensors:
+        return PanelTensors(self.panel, self.job.target.transform, pick_device(self.job.training.device))
+
+    @cached_property
+    def split(self) -> Split:
+        return plan_split(self.panel, self.job)
+
+    @property
+    def history_needed(self) -> int:
+        """Return the steps of history every forecaster of the comparison can be asked with."""
+        return max(network.input_size for network in self.networks.values())
+
+    def training(self, name: str) -> dict[str, Any]:
+        """Return the training settings of a candidate as plain data; a baseline has none."""
+        candidate = self.candidate(name)
+        return {} if candidate is None else self.job.training_of(candidate).model_dump()
+
+    def candidate(self, name: str) -> Candidate | None:
+        """Return a candidate by name, None for a baseline."""
+        return next((c for c in self.job.candidates if c.name == name), None)
+
+    def artifact(self, name: str) -> Path:
+        """Return where a forecaster's artefact lies in the run's folder."""
+        return self.folder / "artifacts" / name
+
+    def discard(self) -> None:
+        """Delete the run's folder."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class Report(TypedDict):
+    """What the backtest found; plain data, so that a scheduler can remember it."""
+
+    best: str
+    """The candidate with the best gate metric on the validation block."""
+    champion: str | None
+    """The champion's name in `scores`, where there was one to compare with."""
+    scores: dict[str, dict[str, float]]
+    validation: dict[str, dict[str, float]]
+    losses: dict[str, list[float]]
+    """The gate metric at each test cutoff."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a training came to."""
+
+    job: str
+    data: str
+    report: Report
+    version: str | None
+    """The version that was published, if one was."""
+    decision: Decision | None
+    """What the gate decided, if it was asked."""
+
+    def leaderboard(self, metric: str) -> pd.DataFrame:
+        """Return everyone's test scores, best first."""
+        return leaderboard(self.report["scores"], metric)
+
+
+def new_run(job_file: Path, settings: PipelineSettings, reporter: Reporter) -> Run:
+    """Start a run of a job file under a key of its own.
+
+    Raises:
+        JobError: the job file is not valid.
+    """
+    job = load_job(job_file)
+    key = f"{job.name}-{datetime.now(UTC):%Y%m%dT%H%M%S%f}"
+    return Run(job_file.read_text(), job_file.parent.absolute(), key, settings, reporter)
+
+
+def retrain(run: Run, step: StepRunner = run_now) -> Outcome:
+    """Train a job's candidates, publish the best, and make it the champion if the gate says so."""
+    data = step("load", load_data, run)
+    parent = step("track", open_tracking, run)
+    with _closing(run, parent):
+        fitted = [step(f"fit {name}", fit_forecaster, run, parent, name) for name in run.networks]
+        report = step("backtest", backtest_all, run, fitted)
+        version = step("publish", publish_best, run, parent, report)
+        decision = Decision(**step("decide", decide_promotion, run, parent, report, version))
+        if decision.promote:
+            step("promote", promote_version, run, version)
+    return Outcome(run.job.name, data, report, version, decision)
+
+
+def train(run: Run) -> Outcome:
+    """Train a job's candidates and publish the best as the challenger; promote nothing."""
+    data = load_data(run)
+    parent = open_tracking(run)
+    with _closing(run, parent):
+        fitted = [fit_forecaster(run, parent, name) for name in run.networks]
+        report = backtest_all(run, fitted)
+        version = publish_best(run, parent, report)
+    return Outcome(run.job.name, data, report, version, None)
+
+
+def backtest(run: Run) -> Outcome:
+    """Train and backtest a job's candidates; track, publish and promote nothing."""
+    data = load_data(run)
+    report = backtest_all(run, [fit_forecaster(run, None, name) for name in run.networks])
+    return Outcome(run.job.name, data, report, None, None)
+
+
+@contextmanager
+def _closing(run: Run, parent: str) -> Iterator[None]:
+    """Close the parent run as what it came to: finished, failed or interrupted."""
+    try:
+        yield
+    except BaseException as error:
+        run.tracker.end_training(parent, "FAILED" if isinstance(error, Exception) else "KILLED")
+        raise
+    run.tracker.end_training(parent)
+
+
+def load_data(run: Run) -> str:
+    """Load the job's source into a validated panel, keep it in the run's folder, and describe it."""
+    job = run.job
+    context = SourceContext(run.base_dir, run.settings.cache_dir, run.reporter.say)
+    frame = job.source.load(context)
+    column = job.target.column
+    if column not in frame.columns:
+        there = ", ".join(str(c) for c in frame.columns if c not in ("unique_id", "ds"))
+        raise SourceError(f"job {job.name!r}: the source has no column {column!r}; it has {there}")
+    rows = frame[["unique_id", "ds", column]].rename(columns={column: "y"})
+    panel = build_panel(rows, job.freq, bad_series=job.bad_series)
+    for problem in panel.dropped.values():
+        run.reporter.say(f"left out: {problem}")
+    _check_transform(job, panel)
+    save_panel(panel, run.folder / "panel.npz")
+    run.reporter.say(f"{job.name}: {panel.describe()}")
+    return panel.describe()
+
+
+def _check_transform(job: JobConfig, panel: Panel) -> None:
+    """Refuse values a logarithm does not have, by series, before a network is asked to explain them."""
+    if job.target.transform != "log_return":
+        return
+    with np.errstate(invalid="ignore"):
+        bad_N = np.any(panel.y_NT <= 0, axis=1)
+    if bad_N.any():
+        raise PanelError(
+            {
+                uid: f"series {uid!r} has values that are not positive; transform log_return needs prices above 0"
+                for uid, bad in zip(panel.unique_ids, bad_N, strict=True)
+                if bad
+            }
+        )
+
+
+def open_tracking(run: Run) -> str:
+    """Open the parent run in MLflow and return its id."""
+    return run.tracker.start_training(run.panel, {TAG_RUN_KEY: run.key})
+
+
+def fit_forecaster(run: Run, parent: str | None, name: str) -> dict[str, str | None]:
+    """Fit and calibrate one candidate or baseline, and save its artefact."""
+    if parent is None:
+        _fit(run, name, log_nothing)
+        return {"name": name, "run_id": None}
+    params = {"network": run.networks[name].model_dump(), "training": run.training(name)}
+    with run.tracker.candidate(parent, name, params) as tracked:
+        _fit(run, name, tracked.log_epoch)
+    return {"name": name, "run_id": tracked.run_id}
+
+
+def _fit(run: Run, name: str, log: Log) -> None:
+    job, spec = run.job, run.job.spec_of(run.networks[name])
+    train = Windows(run.tensors, spec.input_size, job.horizon, 0, run.split.validation)
+    validation = Windows(run.tensors, spec.input_size, job.horizon, run.split.validation, run.split.test)
+    candidate = run.candidate(name)
+    if candidate is None or candidate.network.kind in BASELINE_KINDS:
+        network = fit_baseline(spec, train, validation)
+    else:
+        config = job.training_of(candidate)
+
+        def log_and_report(metrics: Mapping[str, float], epoch: int) -> None:
+            log(metrics, epoch)
+            run.reporter.epoch(name, epoch, config.max_epochs, metrics)
+
+        result = fit(spec, config, train, validation, log_and_report)
+        run.reporter.done(name)
+        run.reporter.say(
+            f"{name}: best epoch {result.best_epoch} of {result.epochs} ({result.stopped_by}), "
+            f"{result.seconds:.1f} s, {result.forecasts_seen / result.seconds:,.0f} forecasts/s"
+        )
+        network = result.network
+    calibrate(network, validation, spec.quantiles)
+    shutil.rmtree(run.artifact(name), ignore_errors=True)
+    save_artifact(Forecaster(spec, network), run.artifact(name))
+
+
+def backtest_of(run: Run, artifact: Path, cutoffs: Sequence[int]) -> Backtest:
+    """Reload an artefact and ask it at the given cutoffs of the run's panel."""
+    forecaster = load_artifact(artifact)
+    return run_backtest(
+        forecaster, run.panel, cutoffs, history_needed=run.history_needed, in_sample=run.split.test
+    )
+
+
+def backtest_all(run: Run, fitted: Sequence[Mapping[str, str | None]]) -> Report:
+    """Backtest every artefact that was fitted, and the champion, at the same cutoffs; choose by validation."""
+    metric = run.job.gate.metric
+    scores, validation, losses = {}, {}, {}
+    for name, run_id in ((str(f["name"]), f["run_id"]) for f in fitted):
+        test = backtest_of(run, run.artifact(name), run.split.cutoffs)
+        before = backtest_of(run, run.artifact(name), validation_cutoffs(run.split, run.job.horizon))
+        scores[name], validation[name] = test.scores(), before.scores()
+        losses[name] = test.loss_by_cutoff(metric).tolist()
+        if run_id is not None:
+            run.tracker.log_backtest(run_id, before, test, name, figures=run.candidate(name) is not None)
+    best = min((c.name for c in run.job.candidates), key=lambda name: _or_worst(validation[name][metric]))
+    champion = _backtest_champion(run)
+    if champion is not None:
+        name, test = champion
+        scores[name], losses[name] = test.scores(), test.loss_by_cutoff(metric).tolist()
+    return {
+        "best": best,
+        "champion": champion[0] if champion else None,
+        "scores": scores,
+        "validation": validation,
+        "losses": losses,
+    }
+
+
+def _or_worst(value: float) -> float:
+    return value if math.isfinite(value) else math.inf
+
+
+def _backtest_champion(run: Run) -> tuple[str, Backtest] | None:
+    """Ask the champion at the test cutoffs; None when there is none, or none that answers the same question."""
+    champion = champion_or_none(run.registry, run.job.name)
+    if champion is None:
+        return None
+    try:
+        artifact = run.registry.fetch(champion, run.folder)
+        spec = load_artifact(artifact).spec
+    except ArtifactError as error:
+        run.reporter.say(f"champion version {champion.version} cannot be loaded, so not compared with: {error}")
+        return None
+    asked = run.job.spec_of(spec.network)
+    if spec.model_dump(exclude={"network", "level"}) != asked.model_dump(exclude={"network", "level"}):
+        run.reporter.say(f"champion version {champion.version} answers another question, so not compared with")
+        return None
+    if spec.input_size > run.history_needed:
+        run.reporter.say(f"champion version {champion.version} needs more history than this job gives")
+        return None
+    return f"champion v{champion.version}", backtest_of(run, artifact, run.split.cutoffs)
+
+
+def publish_best(run: Run, parent: str, report: Report) -> str:
+    """Register the best candidate as a new version with the alias challenger; once, however often asked."""
+    name, best = run.job.name, report["best"]
+    version = _published(run)
+    if version is None:
+        run.tracker.finish_training(parent, leaderboard(report["scores"], run.job.gate.metric), best)
+        tags = {
+            TAG_RUN_KEY: run.key,
+            "hindcast.candidate": best,
+            "hindcast.data_digest": run.panel.digest(),
+            "hindcast.data_end": str(run.panel.ds[-1]),
+            "hindcast.tracking_run": parent,
+            **{f"hindcast.test_{key}": f"{value:.6g}" for key, value in report["scores"][best].items()},
+        }
+        version = run.registry.publish(name, run.artifact(best), tags, parent)
+    run.registry.set_alias(name, CHALLENGER, version.version)
+    run.reporter.say(f"{name}: {best} is version {version.version}")
+    return version.version
+
+
+def _published(run: Run) -> ModelVersion | None:
+    """Return the version an earlier, interrupted attempt of this run published."""
+    try:
+        versions = run.registry.versions(run.job.name)
+    except ModelNotFoundError:
+        return None
+    return next((v for v in versions if v.tags.get(TAG_RUN_KEY) == run.key), None)
+
+
+def decide_promotion(run: Run, parent: str, report: Report, version: str) -> dict[str, Any]:
+    """Ask the gate, and write its decision and reason to the version's tags and to MLflow."""
+    best, champion = report["best"], report["champion"]
+    decision = decide(
+        evidence(run, report, best),
+        None if champion is None else evidence(run, report, champion),
+        evidence(run, report, "seasonal_naive"),
+        run.job.gate,
+        lags=math.ceil(run.job.horizon / run.job.step_size) - 1,
+    )
+    verdict = "promoted" if decision.promote else "not promoted"
+    run.registry.annotate(run.job.name, version, {TAG_DECISION: verdict, TAG_REASON: decision.reason})
+    run.tracker.decide(parent, verdict, decision.reason)
+    run.reporter.say(f"{run.job.name} version {version} {verdict}: {decision.reason}")
+    return {"promote": decision.promote, "reason": decision.reason}
+
+
+def evidence(run: Run, report: Report, name: str) -> Evidence:
+    """Return what a forecaster showed, as the gate takes it."""
+    return Evidence(name, report["scores"][name][run.job.gate.metric], tuple(report["losses"][name]))
+
+
+def promote_version(run: Run, version: str) -> str:
+    """Make a version the champion."""
+    return promote(run.registry, run.job.name, version).version

@@ -1,0 +1,55 @@
+"""Settings of the command line and the worker: from the environment (`HINDCAST_...`) or from flags."""
+
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class PipelineSettings(BaseSettings):
+    """Where training keeps its things. Every field can be set as `HINDCAST_<FIELD>`."""
+
+    model_config = SettingsConfigDict(env_prefix="HINDCAST_", frozen=True, extra="ignore")
+
+    home: Path = Field(Path(".hindcast"), description="Folder for everything Hindcast keeps on this machine.")
+    tracking_uri: str = Field(
+        "",
+        description="MLflow store of runs: sqlite:///, postgresql:// or http://. Default: SQLite in home.",
+    )
+    registry_uri: str = Field(
+        "", description="Model registry: an MLflow URI, or file:/// for a directory. Default: tracking_uri."
+    )
+    artifact_root: str = Field(
+        "",
+        description="Where artefacts of a database store go. Default: beside a SQLite file.",
+    )
+    scheduler_db: str = Field(
+        "", description="Database of the scheduler (sqlite:/// or postgresql://). Default: SQLite in home."
+    )
+    jobs_dir: Path = Field(Path("jobs"), description="Folder of the job files the worker schedules.")
+    worker_id: str = Field(
+        "worker",
+        pattern=r"^[A-Za-z0-9_.-]{1,64}$",
+        description="Name of this worker; workers that share a database differ in it.",
+    )
+    torch_threads: int = Field(0, ge=0, le=1024, description="Threads torch computes with. Default 0: one a core.")
+
+    @property
+    def tracking(self) -> str:
+        """Return the tracking URI in force."""
+        return self.tracking_uri or f"sqlite:///{self.home.absolute()}/mlflow.db"
+
+    @property
+    def registry(self) -> str:
+        """Return the registry URI in force."""
+        return self.registry_uri or self.tracking
+
+    @property
+    def scheduler(self) -> str:
+        """Return the scheduler's database in force."""
+        return self.scheduler_db or f"sqlite:///{self.home.absolute()}/scheduler.db"
+
+    @property
+    def cache_dir(self) -> Path:
+        """Return the folder sources may keep fetched data in."""
+        return self.home / "cache"

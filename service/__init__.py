@@ -1,0 +1,4 @@
+"""A forecaster over HTTP.
+
+Imports `forecasting` and never `training` or `pipelines`.
+"""

@@ -1,0 +1,90 @@
+"""A request's life, stage by stage: parse, prepare, predict, encode.
+
+Nothing here runs on the event loop. A small request goes through all stages in the inference thread, which
+costs one hop; the stages of a large one that need no network run beside it.
+"""
+
+import asyncio
+import time
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from forecasting.forecaster import summarise
+from service.histories import Prepared, Window, prepare
+from service.parsing import parse_request
+from service.runtime import Runtime
+from service.schemas import ForecastAnswer, SeriesForecast
+
+FloatArray = NDArray[np.float64]
+
+LARGE_BODY = 64 * 1024
+
+NOT_FINITE = "the network's forecast is not finite; are the values far outside what it was trained on?"
+
+
+async def answer(body: bytes, runtime: Runtime) -> bytes:
+    """Turn a raw request into a raw answer.
+
+    Raises:
+        ProblemError: the request was refused.
+    """
+    if len(body) < LARGE_BODY:
+        return await runtime.infer(lambda: _encode(_predict(_decode(body, runtime), runtime)))
+    prepared = await asyncio.to_thread(_decode, body, runtime)
+    forecast = await runtime.infer(lambda: _predict(prepared, runtime))
+    return await asyncio.to_thread(_encode, forecast)
+
+
+def _decode(body: bytes, runtime: Runtime) -> Prepared:
+    request = parse_request(body, runtime.settings)
+    return prepare(request, runtime.model(request.model), runtime.settings)
+
+
+def _predict(prepared: Prepared, runtime: Runtime) -> ForecastAnswer:
+    began = time.perf_counter()
+    quantiles_BHQ = prepared.model.forecaster.predict(prepared.y_BL)
+    runtime.telemetry.record_inference(prepared.model.name, time.perf_counter() - began)
+    columns = summarise(quantiles_BHQ[:, : prepared.h], prepared.model.spec.quantiles, prepared.level)
+    forecasts = _describe(prepared.windows, columns)
+    runtime.telemetry.record_series(prepared.model.name, (forecast.status for forecast in forecasts))
+    return ForecastAnswer.model_construct(
+        forecast_id=str(uuid.uuid4()),
+        model=prepared.model.name,
+        version=prepared.model.version,
+        alias=prepared.model.alias,
+        forecasts=forecasts,
+    )
+
+
+def _describe(windows: list[Window], columns: Mapping[str, FloatArray]) -> list[SeriesForecast]:
+    finite_B = np.logical_and.reduce([np.isfinite(column_BH).all(axis=1) for column_BH in columns.values()])
+    return [
+        _describe_series(window, {name: column_BH[i] for name, column_BH in columns.items()}, bool(finite))
+        for i, (window, finite) in enumerate(zip(windows, finite_B, strict=True))
+    ]
+
+
+def _describe_series(window: Window, columns: Mapping[str, FloatArray], finite: bool) -> SeriesForecast:
+    reason = window.reason if finite else NOT_FINITE
+    values: dict[str, Any] = {
+        name: column_H.tolist() if finite else [None] * len(column_H) for name, column_H in columns.items()
+    }
+    return SeriesForecast.model_construct(
+        unique_id=window.unique_id,
+        cutoff=window.cutoff,
+        status="ok" if reason is None else "degraded",
+        reason=reason,
+        ds=window.ds,
+        **values,
+    )
+
+
+def _encode(forecast: ForecastAnswer) -> bytes:
+    """Write the answer series by series, so that other threads get their turn in between."""
+    head = forecast.model_dump_json(exclude={"forecasts"}).removesuffix("}")
+    series = ",".join([one.model_dump_json() for one in forecast.forecasts])
+    return f'{head},"forecasts":[{series}]}}'.encode()

@@ -1,0 +1,281 @@
+"""From typed series to windows a forecaster takes: laid out on the model's calendar, checked once.
+
+B series, L input_size.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from forecasting.calendar import OFF_GRID, Calendar, format_timestamp
+from forecasting.errors import InputError
+from forecasting.forecaster import format_level, interval_bounds
+from forecasting.spec import ForecasterSpec
+from forecasting.transforms import apply_transform
+from service.model_slot import LoadedModel
+from service.problems import FieldError, refuse
+from service.schemas import ForecastRequest, SeriesHistory
+from service.settings import ServiceSettings
+
+FloatArray = NDArray[np.float64]
+MicrosecondArray = NDArray[np.datetime64]
+
+
+@dataclass(frozen=True)
+class Window:
+    """The end of one series: `input_size` values up to the cutoff, and the timestamps that follow."""
+
+    unique_id: str
+    y_L: FloatArray
+    cutoff: str
+    ds: list[str]
+    reason: str | None
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A request that can be answered, and the model that will answer it."""
+
+    model: LoadedModel
+    h: int
+    level: tuple[float, ...]
+    windows: list[Window]
+
+    @property
+    def y_BL(self) -> FloatArray:  # noqa: N802  (tensors carry shape suffixes)
+        """Return the windows as the forecaster takes them."""
+        return np.stack([window.y_L for window in self.windows])
+
+
+class _RefusedError(InputError):
+    """One series cannot be forecast; `path` says where inside it."""
+
+    def __init__(self, path: str, detail: str) -> None:
+        super().__init__(detail)
+        self.path = path
+
+
+def prepare(request: ForecastRequest, model: LoadedModel, settings: ServiceSettings) -> Prepared:
+    """Check a request against its model and lay its series out.
+
+    Raises:
+        ProblemError: something cannot be forecast; every series that cannot is named.
+    """
+    h = model.spec.horizon if request.h is None else request.h
+    level = tuple(model.spec.level if request.level is None else request.level)
+    errors = _check_options(request, level, model.spec, settings)
+    grid = _Grid(model.calendar)
+    windows = []
+    for i, history in enumerate(request.series):
+        try:
+            windows.append(_cut_window(history, model.spec, grid, min(h, model.spec.horizon), settings))
+        except _RefusedError as error:
+            path = f"series[{i}]{'.' if error.path else ''}{error.path}"
+            errors.append(FieldError(path=path, unique_id=history.unique_id, detail=str(error)))
+    if errors:
+        raise refuse(errors)
+    return Prepared(model, h, level, windows)
+
+
+def _check_options(
+    request: ForecastRequest, level: Sequence[float], spec: ForecasterSpec, settings: ServiceSettings
+) -> list[FieldError]:
+    errors = []
+    if request.h is not None and request.h > spec.horizon:
+        detail = f"h is {request.h}; model {spec.name!r} forecasts at most {spec.horizon} steps"
+        errors.append(FieldError(path="h", detail=detail))
+    if len(level) > settings.max_levels:
+        errors.append(FieldError(path="level", detail=f"{len(level)} levels; at most {settings.max_levels}"))
+        return errors
+    errors.extend(_check_levels(level, spec))
+    values = len(request.series) * spec.horizon * max(len(spec.quantiles), 1 + 2 * len(level))
+    if values > settings.max_values:
+        detail = f"the forecast would take {values} numbers; at most {settings.max_values}: send fewer series"
+        errors.append(FieldError(path="series", detail=detail))
+    return errors
+
+
+def _check_levels(level: Sequence[float], spec: ForecasterSpec) -> list[FieldError]:
+    errors = []
+    names: set[str] = set()
+    for i, lv in enumerate(level):
+        try:
+            interval_bounds(spec.quantiles, lv)
+        except InputError as error:
+            errors.append(FieldError(path=f"level[{i}]", detail=str(error)))
+        if format_level(lv) in names:
+            errors.append(FieldError(path=f"level[{i}]", detail=f"level {format_level(lv)} is there twice"))
+        names.add(format_level(lv))
+    return errors
+
+
+def _cut_window(
+    history: SeriesHistory, spec: ForecasterSpec, grid: "_Grid", h: int, settings: ServiceSettings
+) -> Window:
+    if len(history.y) > settings.max_length:
+        raise _RefusedError(
+            "y", f"series {history.unique_id!r} has {len(history.y)} values; at most {settings.max_length}"
+        )
+    y_T = np.array(history.y, dtype=np.float64)
+    if np.isnan(y_T).all():
+        raise _RefusedError("y", f"series {history.unique_id!r} has no observed value: every y is null")
+    try:
+        if history.ds is None:
+            y_L, cutoff = _from_start(history, y_T, spec.input_size, grid)
+        else:
+            y_L, cutoff = _from_ds(history, history.ds, y_T, spec.input_size, grid)
+        ds = grid.after(cutoff, h)
+    except _RefusedError:
+        raise
+    except InputError as error:
+        path = "start" if history.ds is None else "ds"
+        raise _RefusedError(path, f"series {history.unique_id!r}: {error}") from error
+    reason = _find_unusable(history.unique_id, y_L, spec)
+    return Window(history.unique_id, y_L, format_timestamp(cutoff, grid.calendar), ds, reason)
+
+
+def _from_start(
+    history: SeriesHistory, y_T: FloatArray, input_size: int, grid: "_Grid"
+) -> tuple[FloatArray, pd.Timestamp]:
+    stamp = _parse_timestamp(history, "start", history.start or "")
+    start = pd.Timestamp(_without_zone(stamp, grid.calendar))
+    points = int(np.flatnonzero(~np.isnan(y_T))[-1]) + 1
+    cutoff = grid.last(start, points)
+    _require_points(history, points, input_size)
+    return y_T[points - input_size : points], cutoff
+
+
+def _from_ds(
+    history: SeriesHistory, texts: Sequence[str], y_T: FloatArray, input_size: int, grid: "_Grid"
+) -> tuple[FloatArray, pd.Timestamp]:
+    calendar = grid.calendar
+    ds_T = _parse_all(history, texts, calendar)
+    position_T = grid.positions(ds_T)
+    if (position_T == OFF_GRID).any():
+        i = int((position_T == OFF_GRID).argmax())
+        raise _RefusedError(
+            f"ds[{i}]",
+            f"series {history.unique_id!r}: {texts[i]} does not lie on the grid of {calendar.freq}",
+        )
+    _refuse_contradictions(history, texts, position_T, y_T)
+    end = int(position_T[~np.isnan(y_T)].max())
+    _require_points(history, end - int(position_T.min()) + 1, input_size)
+    slot_T = position_T - (end - input_size + 1)
+    inside_T = (slot_T >= 0) & (slot_T < input_size) & ~np.isnan(y_T)
+    y_L = np.full(input_size, np.nan)
+    y_L[slot_T[inside_T]] = y_T[inside_T]
+    return y_L, pd.Timestamp(ds_T[position_T == end][0])
+
+
+def _refuse_contradictions(
+    history: SeriesHistory, texts: Sequence[str], position_T: NDArray[np.int64], y_T: FloatArray
+) -> None:
+    observed = np.flatnonzero(~np.isnan(y_T))
+    order_T = observed[np.argsort(position_T[observed], kind="stable")]
+    before, after = order_T[:-1], order_T[1:]
+    differs = (position_T[before] == position_T[after]) & (y_T[before] != y_T[after])
+    if differs.any():
+        i = int(after[differs.argmax()])
+        raise _RefusedError(f"ds[{i}]", f"series {history.unique_id!r} has two different values at {texts[i]}")
+
+
+def _require_points(history: SeriesHistory, points: int, input_size: int) -> None:
+    if points < input_size:
+        raise _RefusedError(
+            "y",
+            f"series {history.unique_id!r} has {points} points; this model needs {input_size} (input_size)",
+        )
+
+
+def _find_unusable(unique_id: str, y_L: FloatArray, spec: ForecasterSpec) -> str | None:
+    """Return why a forecast sees less than was sent, or None; refuse a window in which it sees nothing."""
+    if spec.transform == "none":
+        return None
+    observed_L = ~np.isnan(y_L)
+    usable_L = np.isfinite(apply_transform(y_L, spec.transform))
+    lost = int((observed_L & ~usable_L).sum())
+    if not usable_L.any():
+        raise _RefusedError("y", f"series {unique_id!r} has no value above zero, which {spec.transform} needs")
+    if lost == 0:
+        return None
+    return f"{lost} of the last {len(y_L)} values are not above zero; {spec.transform} takes them as missing"
+
+
+def _parse_all(history: SeriesHistory, texts: Sequence[str], calendar: Calendar) -> MicrosecondArray:
+    stamps = [_parse_timestamp(history, f"ds[{i}]", text) for i, text in enumerate(texts)]
+    zoned = [stamp.tzinfo is not None for stamp in stamps]
+    if any(zoned) and not all(zoned):
+        raise _RefusedError(
+            "ds", f"series {history.unique_id!r}: some timestamps carry a UTC offset and some do not"
+        )
+    return np.array([_without_zone(stamp, calendar) for stamp in stamps], dtype="datetime64[us]")
+
+
+def _parse_timestamp(history: SeriesHistory, path: str, text: str) -> datetime:
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError as error:
+        detail = f"series {history.unique_id!r}: {path} {text!r} is no timestamp: {error}"
+        raise _RefusedError(path, detail) from None
+
+
+def _without_zone(stamp: datetime, calendar: Calendar) -> datetime:
+    """Apply the rule of `forecasting.calendar`: instants become UTC, dates keep their wall clock's day."""
+    if stamp.tzinfo is None:
+        return stamp
+    return (stamp if calendar.dated else stamp.astimezone(UTC)).replace(tzinfo=None)
+
+
+class _Grid:
+    """A calendar that remembers: the series of one request mostly share their timestamps."""
+
+    def __init__(self, calendar: Calendar) -> None:
+        self.calendar = calendar
+        self._last: dict[tuple[pd.Timestamp, int], pd.Timestamp] = {}
+        self._after: dict[tuple[pd.Timestamp, int], list[str]] = {}
+        self._positions: dict[bytes, NDArray[np.int64]] = {}
+
+    def last(self, start: pd.Timestamp, periods: int) -> pd.Timestamp:
+        """Return the timestamp of the last of `periods` steps; InputError when they leave the calendar."""
+        if (start, periods) not in self._last:
+            self._last[start, periods] = _steps(self.calendar, start, periods)[-1]
+        return self._last[start, periods]
+
+    def after(self, cutoff: pd.Timestamp, h: int) -> list[str]:
+        """Return the `h` timestamps after a cutoff, as JSON carries them."""
+        if (cutoff, h) not in self._after:
+            ds = _steps(self.calendar, cutoff, h + 1)[1:]
+            self._after[cutoff, h] = [format_timestamp(stamp, self.calendar) for stamp in ds]
+        return self._after[cutoff, h]
+
+    def positions(self, ds_T: MicrosecondArray) -> NDArray[np.int64]:
+        """Return steps from the earliest timestamp on the grid of most of them, OFF_GRID for the others."""
+        key = ds_T.tobytes()
+        if key not in self._positions:
+            self._positions[key] = self._locate(ds_T)
+        return self._positions[key]
+
+    def _locate(self, ds_T: MicrosecondArray) -> NDArray[np.int64]:
+        ds = pd.DatetimeIndex(ds_T)
+        phase_T = self.calendar.phases(ds)
+        phases, counts = np.unique(phase_T[phase_T != OFF_GRID], return_counts=True)
+        if len(phases) == 0:
+            return np.full(len(ds), OFF_GRID)
+        start = ds_T[phase_T == phases[counts.argmax()]].min()
+        return self.calendar.locate(pd.Timestamp(start), ds)
+
+
+def _steps(calendar: Calendar, start: pd.Timestamp, periods: int) -> pd.DatetimeIndex:
+    try:
+        steps = calendar.range(start, periods)
+    except (OverflowError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{periods} steps of {calendar.freq} from {start} leave the calendar") from error
+    if len(steps) < periods or steps[-1].year > 9999:
+        raise InputError(f"{periods} steps of {calendar.freq} from {start} reach beyond the year 9999")
+    return steps

@@ -1,0 +1,286 @@
+"""The models the service answers with, and how they follow the registry.
+
+A slot holds one immutable `LoadedModel`, replaced by one assignment: a request takes the reference once and
+is answered by that model throughout. All that can block or fail (the registry, the disk, the checks) happens
+in one thread of its own, and a version that fails any check never reaches the slot.
+"""
+
+import logging
+import re
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+from forecasting.artifact import artifact_digest, load_artifact
+from forecasting.calendar import Calendar, parse_freq
+from forecasting.errors import ArtifactError, HindcastError, InputError, ModelNotFoundError
+from forecasting.forecaster import Forecaster, interval_bounds
+from forecasting.registry import ModelVersion, Registry
+from forecasting.spec import ForecasterSpec
+from service.schemas import Failure
+from service.settings import ServiceSettings
+
+log = logging.getLogger("hindcast.models")
+
+Status = Literal["ok", "stale", "loading", "failed"]
+SwapListener = Callable[[str, bool], None]
+"""Told the model and whether it could be swapped, after every attempt."""
+
+LONGEST_PAUSE = 300.0
+"""Most seconds between two attempts at a version that keeps failing."""
+
+PATIENCE = 10.0
+"""Most seconds to wait at shutdown for a look at the registry: a thread cut off inside torch aborts Python."""
+
+_ADDRESS = re.compile(r"[A-Za-z][\w+.-]*://[^\s'\",;)]+|(?<![\w.])(?:[A-Za-z]:)?[/\\][^\s'\",;:)]+")
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """One version of one model, checked and ready to answer."""
+
+    name: str
+    version: str
+    alias: str
+    digest: str
+    loaded_at: datetime
+    forecaster: Forecaster
+    calendar: Calendar
+
+    @property
+    def spec(self) -> ForecasterSpec:
+        return self.forecaster.spec
+
+
+class ModelSlot:
+    """The place of one model: what answers now, and what went wrong since."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.current: LoadedModel | None = None
+        self.failure: Failure | None = None
+        self._rejected: tuple[str, str | None] | None = None
+        self._retry_at = 0.0
+
+    @property
+    def status(self) -> Status:
+        if self.failure is not None:
+            return "failed" if self.current is None else "stale"
+        return "loading" if self.current is None else "ok"
+
+    def holds(self, version: ModelVersion) -> bool:
+        """Return whether this very artefact answers already."""
+        current = self.current
+        return current is not None and (current.version, current.digest) == (version.version, version.digest)
+
+    def must_wait(self, version: ModelVersion) -> bool:
+        """Return whether this version failed so recently that it is left alone for now."""
+        return self._rejected == (version.version, version.digest) and time.monotonic() < self._retry_at
+
+    def swap(self, model: LoadedModel) -> None:
+        """Answer with another model from now on."""
+        self.current = model
+        self.recover()
+
+    def recover(self) -> None:
+        """Forget the last failure: the registry is followed again."""
+        self.failure, self._rejected = None, None
+
+    def note(self, error: Exception, version: ModelVersion | None, pause: float) -> None:
+        """Remember a failure, and leave a version that failed alone for a time that grows."""
+        self.failure = _next_failure(self.failure, error, version.version if version else None)
+        if version is not None:
+            self._rejected = (version.version, version.digest)
+            self._retry_at = time.monotonic() + min(pause * 2.0 ** min(self.failure.attempts, 20), LONGEST_PAUSE)
+
+
+class ModelSlots:
+    """Every slot of the service, kept up to date with the registry."""
+
+    def __init__(
+        self,
+        settings: ServiceSettings,
+        open_registry: Callable[[], Registry],
+        device: str,
+        on_swap: SwapListener,
+    ) -> None:
+        self.settings = settings
+        self.registry_failure: Failure | None = None
+        self._open_registry = open_registry
+        self._registry: Registry | None = None
+        self._device = device
+        self._on_swap = on_swap
+        self._slots = {name: ModelSlot(name) for name in settings.models or ()}
+        self._required = frozenset(settings.models or ())
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._listed = False
+        self._pass_began: float | None = None
+
+    def start(self) -> None:
+        """Begin to follow the registry, in a thread of its own."""
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._follow, name="registry", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Follow the registry no longer; a look that hangs is left behind after a while."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join(timeout=PATIENCE)
+
+    def all(self) -> list[ModelSlot]:
+        """Return every slot, by name."""
+        return [slot for _, slot in sorted(self._slots.items())]
+
+    def get(self, name: str) -> ModelSlot | None:
+        """Return the slot of a model."""
+        return self._slots.get(name)
+
+    def missing(self) -> list[str]:
+        """Return why the service is not ready: nothing when every required model answers.
+
+        Required are the models named in the settings, or else those that were there when any was first
+        found: a new model that fails to load is shown, and takes nothing away from the others.
+        """
+        waiting = [self._slots[name] for name in sorted(self._required) if self._slots[name].current is None]
+        if self._required:
+            return [f"model {slot.name!r} is not loaded: {_reason(slot)}" for slot in waiting]
+        if self.registry_trouble is not None:
+            return [f"the registry cannot be followed: {self.registry_trouble.detail}"]
+        if not self._listed:
+            return ["the registry is being read"]
+        return [f"no model in the registry has the alias {self.settings.alias!r} yet"]
+
+    @property
+    def registry_trouble(self) -> Failure | None:
+        """Return why the registry cannot be followed, a look that hangs included."""
+        began, limit = self._pass_began, self.settings.poll_timeout_seconds
+        if began is None or time.monotonic() - began < limit:
+            return self.registry_failure
+        error = TimeoutError(f"the registry has not answered for {limit:g} seconds")
+        return _next_failure(None, error, None, trusted=True)
+
+    def refresh(self) -> None:
+        """Look at the registry once, and follow it as far as it can be followed."""
+        self._pass_began = time.monotonic()
+        try:
+            registry = self._registry = self._registry or self._open_registry()
+            names = self._find_names(registry)
+        except Exception as error:  # noqa: BLE001  (whatever a registry does, the models here go on answering)
+            self._note_registry(error)
+        else:
+            self.registry_failure = None
+            for name in names:
+                if not self._stop.is_set():
+                    self._refresh_slot(registry, name)
+            self._required = self._required or frozenset(self._slots)
+            self._listed = True
+        finally:
+            self._pass_began = None
+
+    def _follow(self) -> None:
+        while not self._stop.is_set():
+            self.refresh()
+            self._stop.wait(self.settings.poll_seconds)
+
+    def _find_names(self, registry: Registry) -> list[str]:
+        if self.settings.models is not None:
+            return list(self.settings.models)
+        return sorted({*registry.models(), *self._slots})
+
+    def _note_registry(self, error: Exception) -> None:
+        if self.registry_failure is None:
+            log.warning("the registry cannot be followed", exc_info=error)
+        self.registry_failure = _next_failure(self.registry_failure, error, None)
+
+    def _refresh_slot(self, registry: Registry, name: str) -> None:
+        version: ModelVersion | None = None
+        try:
+            version = registry.resolve(name, self.settings.alias)
+            slot = self._slots.get(name) or ModelSlot(name)
+            if slot.holds(version):
+                slot.recover()
+            elif not slot.must_wait(version):
+                slot.swap(self._load(registry, version))
+                self._announce(slot, version)
+        except ModelNotFoundError as error:
+            # A model nobody promoted yet is no failure; one that was served, or asked for by name, is.
+            if name in self._slots:
+                self._note(self._slots[name], error, None)
+            return
+        except Exception as error:  # noqa: BLE001  (whatever a version does, the one before it goes on answering)
+            slot = self._slots.get(name) or ModelSlot(name)
+            self._note(slot, error, version)
+        # Slots are replaced as a whole, so that no reader meets a dictionary that changes under it.
+        self._slots = {**self._slots, name: slot}
+
+    def _load(self, registry: Registry, version: ModelVersion) -> LoadedModel:
+        """Fetch a version into a private directory and check it; nothing of the directory is used after."""
+        if version.digest is None:
+            raise ArtifactError(f"version {version.version} was published without a digest")
+        with tempfile.TemporaryDirectory(prefix="hindcast-") as private:
+            artifact = registry.fetch(version, Path(private))
+            digest = artifact_digest(artifact)
+            if digest != version.digest:
+                raise ArtifactError(
+                    f"version {version.version} has digest {digest[:12]}; {version.digest[:12]} was published"
+                )
+            forecaster = load_artifact(artifact, self._device)
+        calendar = _check_spec(forecaster.spec, version.model)
+        now = datetime.now(UTC)
+        return LoadedModel(version.model, version.version, self.settings.alias, digest, now, forecaster, calendar)
+
+    def _announce(self, slot: ModelSlot, version: ModelVersion) -> None:
+        log.info("model %s answers with version %s", slot.name, version.version)
+        self._on_swap(slot.name, True)
+
+    def _note(self, slot: ModelSlot, error: Exception, version: ModelVersion | None) -> None:
+        if slot.failure is None or slot.failure.version != (version.version if version else None):
+            wanted = f"version {version.version}" if version else f"the alias {self.settings.alias!r}"
+            log.warning("model %s cannot follow %s", slot.name, wanted, exc_info=error)
+        slot.note(error, version, self.settings.poll_seconds)
+        if version is not None:
+            self._on_swap(slot.name, False)
+
+
+def _check_spec(spec: ForecasterSpec, model: str) -> Calendar:
+    """Refuse an artefact that loads and yet could not answer, and return its calendar."""
+    if spec.name != model:
+        raise ArtifactError(f"the artefact is of model {spec.name!r}, and was published as {model!r}")
+    try:
+        for level in spec.level:
+            interval_bounds(spec.quantiles, level)
+        return parse_freq(spec.freq)
+    except InputError as error:
+        raise ArtifactError(f"the artefact cannot answer: {error}") from error
+
+
+def _next_failure(
+    before: Failure | None, error: Exception, version: str | None, *, trusted: bool = False
+) -> Failure:
+    """Return the failure to show, counting on from the one before when it is of the same version."""
+    same = before is not None and before.version == version
+    return Failure(
+        version=version,
+        error=type(error).__name__,
+        detail=_public_message(error, trusted=trusted),
+        since=before.since if before is not None and same else datetime.now(UTC),
+        attempts=before.attempts + 1 if before is not None and same else 1,
+    )
+
+
+def _public_message(error: Exception, *, trusted: bool = False) -> str:
+    """Return what may be shown: our own messages without paths, and nothing of anybody else's."""
+    if not trusted and not isinstance(error, HindcastError):
+        return "unexpected error; the service's log has it"
+    return _ADDRESS.sub("<address>", str(error))[:500]
+
+
+def _reason(slot: ModelSlot) -> str:
+    return "not looked at yet" if slot.failure is None else slot.failure.detail

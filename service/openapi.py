@@ -1,0 +1,127 @@
+"""The OpenAPI document: what FastAPI finds out by itself, and what it cannot see.
+
+The forecast route reads its body itself (strictly, and off the event loop), so its schema is added here. The
+request examples are made from the models that are loaded: "Try it out" in /docs gets a real forecast.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
+
+from forecasting.calendar import Calendar, format_timestamp
+from forecasting.errors import CalendarError
+from service.model_slot import LoadedModel, ModelSlots
+from service.problems import INVALID_REQUEST, MEDIA_TYPE, FieldError, Kind, Problem, describe
+from service.schemas import ForecastRequest, NotReady
+
+JsonObject = dict[str, Any]
+
+REFERENCE = "#/components/schemas/{model}"
+MOST_EXAMPLES = 5
+LONGEST_EXAMPLE = 500
+
+FORECAST_PATH = "/v1/forecast"
+
+EXAMPLE_ANSWER: JsonObject = {
+    "forecast_id": "0b0f6f5e-6f0c-4d2b-9a53-2f1f0d6c3c55",
+    "model": "sp500",
+    "version": "12",
+    "alias": "champion",
+    "forecasts": [
+        {
+            "unique_id": "^GSPC",
+            "cutoff": "2018-12-31",
+            "status": "ok",
+            "reason": None,
+            "ds": ["2019-01-02", "2019-01-03"],
+            "mean": [2507.1, 2507.9],
+            "lo-80": [2480.0, 2469.2],
+            "hi-80": [2531.9, 2544.0],
+        }
+    ],
+}
+
+
+def problem_responses(*kinds: Kind, model: type[Problem] = Problem) -> dict[int | str, JsonObject]:
+    """Document the problems a route answers with, an example of each."""
+    responses: dict[int | str, JsonObject] = {}
+    for kind in kinds:
+        entry = responses.setdefault(kind.status, _problem_response(model))
+        entry["description"] = "; or: ".join(filter(None, [entry["description"], kind.title]))
+        if model is Problem:
+            examples = entry["content"][MEDIA_TYPE].setdefault("examples", {})
+            examples[kind.slug] = {"summary": kind.title, "value": _example_problem(kind)}
+    return responses
+
+
+def _problem_response(model: type[Problem]) -> JsonObject:
+    schema = {"$ref": REFERENCE.format(model=model.__name__)}
+    return {"description": "", "content": {MEDIA_TYPE: {"schema": schema}}}
+
+
+def _example_problem(kind: Kind) -> JsonObject:
+    errors = []
+    if kind is INVALID_REQUEST:
+        errors = [FieldError(path="series[0].y", unique_id="pump-7", detail=kind.example)]
+    return describe(kind, kind.example, "3f6c2c1e9d524a50b1a2a6f1c4f3f0aa", errors).model_dump()
+
+
+def build_openapi(app: FastAPI, slots: ModelSlots) -> JsonObject:
+    """Build the document as it is now, with examples for the models that are loaded now."""
+    document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+    schemas = document.setdefault("components", {}).setdefault("schemas", {})
+    for model in (ForecastRequest, Problem, NotReady):
+        _add_schema(schemas, model)
+    for unused in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(unused, None)
+    for path in document["paths"].values():
+        for operation in path.values():
+            operation["responses"] = {k: v for k, v in operation["responses"].items() if not _is_fastapis(v)}
+    document["paths"][FORECAST_PATH]["post"]["requestBody"] = _request_body(slots)
+    return document
+
+
+def _add_schema(schemas: JsonObject, model: type[BaseModel]) -> None:
+    schema = model.model_json_schema(ref_template=REFERENCE)
+    schemas.update(schema.pop("$defs", {}))
+    schemas[model.__name__] = schema
+
+
+def _is_fastapis(response: Mapping[str, Any]) -> bool:
+    """Return whether a response is the one FastAPI adds for its own validation, which is not used here."""
+    return "HTTPValidationError" in str(response.get("content", ""))
+
+
+def _request_body(slots: ModelSlots) -> JsonObject:
+    loaded = [slot.current for slot in slots.all() if slot.current is not None]
+    short = [model for model in loaded if model.spec.input_size <= LONGEST_EXAMPLE][:MOST_EXAMPLES]
+    examples = {model.name: {"value": example_request(model)} for model in short}
+    content: JsonObject = {"schema": {"$ref": REFERENCE.format(model="ForecastRequest")}}
+    if examples:
+        content["examples"] = examples
+    return {"required": True, "content": {"application/json": content}}
+
+
+def example_request(model: LoadedModel) -> JsonObject:
+    """Build a request the model can answer: a season that grows, exactly as long as the model needs."""
+    start = _first_step(model.calendar)
+    season = max(model.spec.season_length, 5)
+    steps = range(model.spec.input_size)
+    y = [round(100 + 5 * math.sin(2 * math.pi * i / season) + 0.1 * i, 2) for i in steps]
+    series = {"unique_id": "example", "start": format_timestamp(start, model.calendar), "y": y}
+    level = [float(lv) for lv in model.spec.level[:1]]
+    return {"model": model.name, "h": min(model.spec.horizon, 7), "level": level, "series": [series]}
+
+
+def _first_step(calendar: Calendar) -> pd.Timestamp:
+    for day in pd.date_range("2024-01-01", periods=400):
+        try:
+            return calendar.range(day, 1)[0]
+        except CalendarError:
+            continue
+    raise CalendarError(f"freq {calendar.freq} has no step in 2024")

@@ -1,0 +1,150 @@
+"""Every error that leaves the service, in one shape: RFC 9457 `application/problem+json`.
+
+A problem's kind fixes its `type`, title and status; docs/api.md lists them.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from pydantic import BaseModel, Field
+from starlette.responses import Response
+
+MEDIA_TYPE = "application/problem+json"
+MAX_ERRORS = 100
+"""Most entries of `errors` in one answer; the rest are counted in `detail`."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of problem, with the detail it has in the documentation."""
+
+    slug: str
+    status: int
+    title: str
+    example: str
+
+    @property
+    def type(self) -> str:
+        return f"urn:hindcast:problem:{self.slug}"
+
+
+MALFORMED_JSON = Kind(
+    "malformed-json",
+    400,
+    "The body is not valid JSON",
+    "the body is not valid JSON: trailing comma at line 1 column 48",
+)
+BAD_REQUEST = Kind("bad-request", 400, "The request cannot be understood", "The request cannot be understood")
+NOT_FOUND = Kind(
+    "not-found",
+    404,
+    "There is nothing at this address",
+    "there is nothing at this address; /docs lists what there is",
+)
+UNKNOWN_MODEL = Kind("unknown-model", 404, "No such model", "no model is named 'pumps'; known: co2, pump")
+METHOD_NOT_ALLOWED = Kind(
+    "method-not-allowed", 405, "The address does not answer this method", "GET is not answered here; POST is"
+)
+BODY_TIMEOUT = Kind(
+    "body-timeout", 408, "The body did not arrive in time", "the body did not arrive within 30 seconds"
+)
+BODY_TOO_LARGE = Kind(
+    "body-too-large",
+    413,
+    "The body is too large",
+    "the body is larger than 8388608 bytes, the most this service takes",
+)
+UNSUPPORTED_MEDIA_TYPE = Kind(
+    "unsupported-media-type", 415, "The body is not JSON", "send content-type: application/json, in UTF-8"
+)
+INVALID_REQUEST = Kind(
+    "invalid-request",
+    422,
+    "The request cannot be answered as it is",
+    "series 'pump-7' has 20 points; this model needs 48 (input_size)",
+)
+INTERNAL_ERROR = Kind(
+    "internal-error",
+    500,
+    "The service failed",
+    "the service failed to answer; its log has the reason under this instance",
+)
+MODEL_NOT_LOADED = Kind(
+    "model-not-loaded", 503, "The model is not loaded", "model 'pump' cannot answer: it is being loaded"
+)
+NOT_READY = Kind("not-ready", 503, "The service is not ready", "model 'pump' is not loaded: not looked at yet")
+OVERLOADED = Kind(
+    "overloaded",
+    503,
+    "Too many requests at one time",
+    "64 requests are being answered already; try again in a second",
+)
+
+KINDS = (
+    MALFORMED_JSON,
+    BAD_REQUEST,
+    NOT_FOUND,
+    UNKNOWN_MODEL,
+    METHOD_NOT_ALLOWED,
+    BODY_TIMEOUT,
+    BODY_TOO_LARGE,
+    UNSUPPORTED_MEDIA_TYPE,
+    INVALID_REQUEST,
+    INTERNAL_ERROR,
+    MODEL_NOT_LOADED,
+    NOT_READY,
+    OVERLOADED,
+)
+
+
+class FieldError(BaseModel):
+    """One thing that is wrong, and where."""
+
+    path: str = Field(description="Where it is, as in series[3].y[17]; empty for the whole body.")
+    unique_id: str | None = Field(None, description="The series it concerns.")
+    detail: str = Field(description="What was expected and what came.")
+
+
+class Problem(BaseModel):
+    """An error, as RFC 9457 has it."""
+
+    type: str = Field(description="URN of the kind of problem: stable, for programs.")
+    title: str = Field(description="The kind of problem, for people.")
+    status: int = Field(description="The HTTP status.")
+    detail: str = Field(description="What went wrong this time.")
+    instance: str = Field(description="The request id, as in the X-Request-Id header and the service's log.")
+    errors: list[FieldError] = Field(default=[], description="Every problem found, at most 100.")
+
+
+@dataclass
+class ProblemError(Exception):
+    """Raised anywhere in the service to answer with a problem."""
+
+    kind: Kind
+    detail: str
+    errors: Sequence[FieldError] = ()
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+def describe(kind: Kind, detail: str, request_id: str, errors: Sequence[FieldError] = ()) -> Problem:
+    """Build the problem of a request."""
+    return Problem(
+        type=kind.type,
+        title=kind.title,
+        status=kind.status,
+        detail=detail,
+        instance=request_id,
+        errors=list(errors[:MAX_ERRORS]),
+    )
+
+
+def respond(problem: Problem, headers: Mapping[str, str] | None = None) -> Response:
+    """Build the HTTP answer of a problem."""
+    return Response(problem.model_dump_json(), problem.status, dict(headers or {}), media_type=MEDIA_TYPE)
+
+
+def refuse(errors: Sequence[FieldError], kind: Kind = INVALID_REQUEST) -> ProblemError:
+    """Build the error that refuses a request for all the reasons found; the first is its detail."""
+    others = len(errors) - 1
+    detail = errors[0].detail + (f" (and {others} more problem{'s' * (others > 1)})" if others else "")
+    return ProblemError(kind, detail, errors)

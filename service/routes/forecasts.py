@@ -1,0 +1,52 @@
+"""POST /v1/forecast."""
+
+from fastapi import APIRouter, Request, Response
+
+from service.answering import answer
+from service.limits import read_json_body
+from service.openapi import EXAMPLE_ANSWER, FORECAST_PATH, problem_responses
+from service.problems import (
+    BODY_TIMEOUT,
+    BODY_TOO_LARGE,
+    INTERNAL_ERROR,
+    INVALID_REQUEST,
+    MALFORMED_JSON,
+    MODEL_NOT_LOADED,
+    OVERLOADED,
+    UNKNOWN_MODEL,
+    UNSUPPORTED_MEDIA_TYPE,
+)
+from service.runtime import RuntimeOf
+from service.schemas import ForecastAnswer
+
+router = APIRouter(tags=["forecasts"])
+
+
+@router.post(
+    FORECAST_PATH,
+    response_model=ForecastAnswer,
+    summary="Forecast series from their history",
+    responses={
+        200: {"content": {"application/json": {"example": EXAMPLE_ANSWER}}},
+        **problem_responses(
+            MALFORMED_JSON,
+            UNKNOWN_MODEL,
+            BODY_TIMEOUT,
+            BODY_TOO_LARGE,
+            UNSUPPORTED_MEDIA_TYPE,
+            INVALID_REQUEST,
+            INTERNAL_ERROR,
+            MODEL_NOT_LOADED,
+            OVERLOADED,
+        ),
+    },
+)
+async def forecast(request: Request, runtime: RuntimeOf) -> Response:
+    """Forecast the steps after each series' last observed value.
+
+    A series needs as many points as the model's `input_size` (see `/v1/models/{model}`), missing ones
+    included. The request is answered whole or refused whole, naming every series that cannot be forecast.
+    """
+    with runtime.admission():
+        body = await read_json_body(request, runtime.settings)
+        return Response(await answer(body, runtime), media_type="application/json")

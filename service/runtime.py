@@ -1,0 +1,113 @@
+"""Runtime: what one service process holds while it runs, handed to the routes."""
+
+import asyncio
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Annotated, TypeVar
+
+import torch
+from fastapi import Depends, Request
+
+from forecasting.registry import Registry
+from service.model_slot import LoadedModel, ModelSlot, ModelSlots
+from service.problems import MODEL_NOT_LOADED, OVERLOADED, UNKNOWN_MODEL, ProblemError
+from service.settings import ServiceSettings
+from service.telemetry import Telemetry
+
+T = TypeVar("T")
+
+
+class Runtime:
+    """Settings, models, metrics and the inference thread of one service."""
+
+    def __init__(self, settings: ServiceSettings, open_registry: Callable[[], Registry]) -> None:
+        self.settings = settings
+        self.telemetry = Telemetry()
+        self.slots = ModelSlots(
+            settings, open_registry, choose_device(settings.device), self.telemetry.record_swap
+        )
+        self.telemetry.watch(self.slots)
+        self.draining = False
+        self._in_flight = 0
+        self._worker: ThreadPoolExecutor | None = None
+
+    def start(self) -> None:
+        """Begin to follow the registry and to answer."""
+        torch.set_num_threads(self.settings.torch_threads)
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="inference")
+        self.slots.start()
+
+    def stop(self) -> None:
+        """End the threads; every accepted request has been answered by now."""
+        self.draining = True
+        self.slots.stop()
+        if self._worker is not None:
+            self._worker.shutdown(wait=False)
+
+    async def infer(self, work: Callable[[], T]) -> T:
+        """Run work in the one thread that runs networks, in order of arrival."""
+        return await asyncio.get_running_loop().run_in_executor(self._worker, work)
+
+    @contextmanager
+    def admission(self) -> Iterator[None]:
+        """Let a request in, or turn it away while as many as can wait are waiting.
+
+        Raises:
+            ProblemError: the service is overloaded.
+        """
+        if self._in_flight >= self.settings.max_in_flight:
+            detail = f"{self._in_flight} requests are being answered already; try again in a second"
+            raise ProblemError(OVERLOADED, detail, headers={"retry-after": "1"})
+        self._in_flight += 1
+        try:
+            yield
+        finally:
+            self._in_flight -= 1
+
+    def slot(self, name: str) -> ModelSlot:
+        """Return the slot of a model.
+
+        Raises:
+            ProblemError: the service knows no such model.
+        """
+        slot = self.slots.get(name)
+        if slot is None:
+            known = ", ".join(slot.name for slot in self.slots.all()[:20]) or "none"
+            raise ProblemError(UNKNOWN_MODEL, f"no model is named {name[:64]!r}; known: {known}")
+        return slot
+
+    def model(self, name: str) -> LoadedModel:
+        """Return the model that answers now.
+
+        Raises:
+            ProblemError: it is unknown, or not loaded yet.
+        """
+        slot = self.slot(name)
+        if slot.current is None:
+            why = "it is being loaded" if slot.failure is None else slot.failure.detail
+            raise ProblemError(
+                MODEL_NOT_LOADED, f"model {name!r} cannot answer: {why}", headers={"retry-after": "5"}
+            )
+        return slot.current
+
+
+def choose_device(wanted: str) -> str:
+    """Return the torch device to run networks on.
+
+    Raises:
+        ValueError: a GPU is asked for, and torch finds none.
+    """
+    found = torch.cuda.is_available()
+    if wanted == "cuda" and not found:
+        raise ValueError("device is cuda, and torch finds no GPU; use auto or cpu")
+    return "cuda" if found and wanted != "cpu" else "cpu"
+
+
+def _runtime_of(request: Request) -> Runtime:
+    runtime: Runtime = request.app.state.runtime
+    return runtime
+
+
+RuntimeOf = Annotated[Runtime, Depends(_runtime_of)]
+"""The runtime of the application that received the request."""

@@ -1,0 +1,170 @@
+"""What travels over the wire: typed requests and answers.
+
+Requests are strict: a number is a JSON number, and a key nobody knows is an error rather than a typo that
+passes. Limits that depend on the settings or on the model are checked where those are known.
+"""
+
+from datetime import datetime
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
+
+from forecasting.spec import MODEL_NAME_PATTERN
+from service.problems import Problem
+
+TIMESTAMP_PATTERN = r"^(1[89]|2[01])\d{2}-\d{2}-\d{2}([T ]\d{2}:\d{2}(:\d{2}(\.\d{1,6})?)?(Z|[+-]\d{2}:?\d{2})?)?$"
+"""ISO 8601, from 1800 to 2199: a wrong year is found here, and not by what it would cost."""
+
+Timestamp = Annotated[str, Field(pattern=TIMESTAMP_PATTERN, max_length=40)]
+UniqueId = Annotated[str, Field(min_length=1, max_length=256)]
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
+class SeriesHistory(_Request):
+    """One series: its values, and when they were observed."""
+
+    unique_id: UniqueId = Field(description="The name of the series; it comes back with its forecast.")
+    start: Timestamp | None = Field(
+        None, description="Timestamp of the first value; the others follow on the model's calendar."
+    )
+    ds: Annotated[list[Timestamp], Field(fail_fast=True, min_length=1)] | None = Field(
+        None,
+        description="Instead of start: one timestamp a value, in any order; a step left out is a missing "
+        "value. Times of day without a zone are UTC.",
+    )
+    y: Annotated[list[FiniteFloat | None], Field(fail_fast=True, min_length=1)] = Field(
+        description="Values, oldest first; null is a missing one."
+    )
+
+    @model_validator(mode="after")
+    def _is_dated_once(self) -> Self:
+        if (self.start is None) == (self.ds is None):
+            raise ValueError("give either start or ds")
+        if self.ds is not None and len(self.ds) != len(self.y):
+            raise ValueError(f"ds has {len(self.ds)} timestamps and y has {len(self.y)} values")
+        return self
+
+
+class ForecastOptions(_Request):
+    """A forecast request without its series: what is asked for."""
+
+    model: Annotated[str, Field(pattern=MODEL_NAME_PATTERN)] = Field(description="Name of the model.")
+    h: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Steps to forecast, at most the model's horizon, which is the default."
+    )
+    level: Annotated[list[Annotated[FiniteFloat, Field(gt=0, lt=100)]], Field(fail_fast=True)] | None = Field(
+        None, description="Prediction intervals in percent; default: the model's. [] asks for none."
+    )
+
+
+class ForecastRequest(ForecastOptions):
+    """Histories in, forecasts out."""
+
+    series: Annotated[list[SeriesHistory], Field(min_length=1)] = Field(
+        description="The series to forecast, each on its own."
+    )
+
+
+Column = list[FiniteFloat | None]
+
+
+class SeriesForecast(BaseModel):
+    """The forecast of one series: `lo-80` and `hi-80` bound its 80 % interval, and so for every level."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, Column] = Field(init=False)
+
+    unique_id: str
+    cutoff: str = Field(description="Timestamp of the last observed value; the forecast starts a step later.")
+    status: Literal["ok", "degraded", "fallback"] = Field(
+        description="ok; degraded: answered with less than was asked for; fallback: answered by a simpler method."
+    )
+    reason: str | None = Field(description="Why the status is not ok.")
+    ds: list[str] = Field(description="The timestamps forecast.")
+    mean: Column = Field(description="The mean forecast; null where there is none.")
+
+
+class ForecastAnswer(BaseModel):
+    """The forecasts of a request, in its order, all by one version of one model."""
+
+    forecast_id: str = Field(description="Names this answer.")
+    model: str
+    version: str = Field(description="The registry version that answered.")
+    alias: str = Field(description="The alias through which it was chosen.")
+    forecasts: list[SeriesForecast]
+
+
+class Failure(BaseModel):
+    """Something that keeps failing while the service goes on."""
+
+    model_config = ConfigDict(frozen=True)
+
+    version: str | None = Field(description="The version that was tried, where it is known.")
+    error: str = Field(description="The kind of error.")
+    detail: str = Field(description="The error, without paths and addresses.")
+    since: datetime = Field(description="When it failed first.")
+    attempts: int = Field(description="How often it failed since then.")
+
+
+class ModelInfo(BaseModel):
+    """A model, as the service holds it; what only a loaded model has is null until one is."""
+
+    model: str
+    status: Literal["ok", "stale", "loading", "failed"] = Field(
+        description="ok; stale: serving, but the newest state of the registry could not be followed; "
+        "loading: not looked at yet; failed: nothing to serve."
+    )
+    alias: str
+    version: str | None
+    digest: str | None = Field(description="SHA-256 of the artefact.")
+    loaded_at: datetime | None
+    kind: str | None = Field(
+        description="The architecture: naive, seasonal_naive, drift, ridge, mlp, rnn, gru, lstm."
+    )
+    freq: str | None = Field(description="Pandas alias or exchange calendar.")
+    season_length: int | None
+    input_size: int | None = Field(description="Points of history the model needs.")
+    horizon: int | None = Field(description="Most steps it forecasts.")
+    level: list[float] | None = Field(description="Intervals answered when none are asked for.")
+    max_level: float | None = Field(description="The widest interval it can answer.")
+    transform: str | None
+    failure: Failure | None = Field(description="Why the model is stale or failed.")
+
+
+class ModelList(BaseModel):
+    """Every model of this service."""
+
+    models: list[ModelInfo]
+
+
+class Liveness(BaseModel):
+    """The process runs."""
+
+    status: Literal["alive"] = "alive"
+
+
+class ModelReadiness(BaseModel):
+    """A model, in short."""
+
+    model: str
+    status: Literal["ok", "stale", "loading", "failed"]
+    version: str | None
+    failure: Failure | None
+
+
+class Readiness(BaseModel):
+    """The service answers forecasts."""
+
+    status: Literal["ready"] = "ready"
+    registry: Failure | None = Field(description="Why the registry cannot be followed; null when it can.")
+    models: list[ModelReadiness]
+
+
+class NotReady(Problem):
+    """The problem that readiness answers with, and the state behind it."""
+
+    registry: Failure | None = Field(description="Why the registry cannot be followed; null when it can.")
+    models: list[ModelReadiness]

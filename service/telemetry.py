@@ -1,0 +1,114 @@
+"""What can be measured from outside: the one room of `prometheus_client`."""
+
+import time
+from collections.abc import Iterable, Iterator
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+)
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from service.model_slot import ModelSlot, ModelSlots
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+
+class Telemetry:
+    """The counters of one service; each service has its own, so that two can live in one process."""
+
+    def __init__(self) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        self._requests = Counter(
+            "hindcast_http_requests", "Requests answered.", ["route", "status"], registry=self.registry
+        )
+        self._request_seconds = Histogram(
+            "hindcast_http_request_seconds",
+            "Time from the first byte to the last.",
+            ["route"],
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self._series = Counter(
+            "hindcast_series_forecast", "Series forecast.", ["model", "status"], registry=self.registry
+        )
+        self._inference_seconds = Histogram(
+            "hindcast_inference_seconds",
+            "Time of the network alone.",
+            ["model"],
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self._swaps = Counter(
+            "hindcast_model_swaps",
+            "Attempts to follow the registry to another version.",
+            ["model", "outcome"],
+            registry=self.registry,
+        )
+
+    def watch(self, slots: ModelSlots) -> None:
+        """Show the state of the models, as it is at every scrape."""
+        self.registry.register(_SlotCollector(slots))
+
+    def record_request(self, route: str, status: int, seconds: float) -> None:
+        """Count one answered request; `route` is a template, never an address somebody made up."""
+        self._requests.labels(route, str(status)).inc()
+        self._request_seconds.labels(route).observe(seconds)
+
+    def record_series(self, model: str, statuses: Iterable[str]) -> None:
+        """Count forecast series."""
+        for status in statuses:
+            self._series.labels(model, status).inc()
+
+    def record_inference(self, model: str, seconds: float) -> None:
+        """Record one run of a network."""
+        self._inference_seconds.labels(model).observe(seconds)
+
+    def record_swap(self, model: str, succeeded: bool) -> None:
+        """Count an attempt to load a version."""
+        self._swaps.labels(model, "success" if succeeded else "failure").inc()
+
+    def expose(self) -> bytes:
+        """Return every metric in Prometheus' text format."""
+        return generate_latest(self.registry)
+
+
+class _SlotCollector(Collector):
+    """Reads the slots when scraped, so that no label of a replaced version lingers."""
+
+    def __init__(self, slots: ModelSlots) -> None:
+        self.slots = slots
+
+    def collect(self) -> Iterator[Metric]:
+        slots = self.slots.all()
+        info = GaugeMetricFamily(
+            "hindcast_model_info", "The version that answers.", labels=["model", "version", "digest"]
+        )
+        age = GaugeMetricFamily("hindcast_model_age_seconds", "Time since it was loaded.", labels=["model"])
+        stale = GaugeMetricFamily(
+            "hindcast_model_stale", "1 while the registry cannot be followed.", labels=["model"]
+        )
+        for slot in slots:
+            stale.add_metric([slot.name], float(slot.failure is not None))
+            _add_loaded(slot, info, age)
+        ready = GaugeMetricFamily("hindcast_ready", "1 while every required model answers.")
+        ready.add_metric([], float(not self.slots.missing()))
+        trouble = GaugeMetricFamily("hindcast_registry_failing", "1 while the registry does not answer.")
+        trouble.add_metric([], float(self.slots.registry_trouble is not None))
+        yield from (info, age, stale, ready, trouble)
+
+
+def _add_loaded(slot: ModelSlot, info: GaugeMetricFamily, age: GaugeMetricFamily) -> None:
+    model = slot.current
+    if model is not None:
+        info.add_metric([slot.name, model.version, model.digest], 1.0)
+        age.add_metric([slot.name], time.time() - model.loaded_at.timestamp())

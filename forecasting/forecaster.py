@@ -74,7 +74,9 @@ class Forecaster:
         # single precision then carries the movement, whatever the level.
         last_B = x_BL.shape[1] - 1 - mask_BL[:, ::-1].argmax(axis=1)
         level_B1 = np.take_along_axis(x_BL, last_B[:, None], axis=1)
-        centred_BL = np.where(mask_BL, x_BL - level_B1, 0.0).astype(np.float32)
+        # What does not fit becomes infinite, and so a forecast that is none: no warning is needed.
+        with np.errstate(over="ignore", invalid="ignore"):
+            centred_BL = np.where(mask_BL, x_BL - level_B1, 0.0).astype(np.float32)
         context_BL = torch.from_numpy(centred_BL).to(self.device)
         quantiles_BHQ = self.network(context_BL, torch.from_numpy(mask_BL).to(self.device))
         return np.asarray(quantiles_BHQ.cpu().numpy(), dtype=np.float64) + level_B1[:, :, None]

@@ -5,10 +5,20 @@ from typing import Annotated
 from pydantic import Field
 
 from training.sources.base import Source, SourceConfig, SourceContext
+from training.sources.files import CsvSource, ParquetSource
 from training.sources.samples import SampleSource
 from training.sources.simulate import SimulateSource
 
-AnySource = Annotated[SampleSource | SimulateSource, Field(discriminator="kind")]
+AnySource = Annotated[SampleSource | SimulateSource | CsvSource | ParquetSource, Field(discriminator="kind")]
 """The `source:` section of a job file."""
 
-__all__ = ["AnySource", "SampleSource", "SimulateSource", "Source", "SourceConfig", "SourceContext"]
+__all__ = [
+    "AnySource",
+    "CsvSource",
+    "ParquetSource",
+    "SampleSource",
+    "SimulateSource",
+    "Source",
+    "SourceConfig",
+    "SourceContext",
+]

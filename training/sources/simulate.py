@@ -116,7 +116,7 @@ class SimulateSource(SourceConfig):
         weight_NK = np.abs(rng.standard_normal((self.n_sensors, self.n_factors)))
         weight_NK /= np.linalg.norm(weight_NK, axis=1, keepdims=True)
         length = int(np.ceil(np.log(_FADED) / np.log(self.memory))) if self.memory > 0 else 1
-        echo = self.memory ** np.arange(max(1, length))
+        echo = np.power(self.memory, np.arange(max(1, length)), dtype=np.float64)
         shock_KT = rng.standard_normal((self.n_factors, self.n_steps + len(echo) - 1))
         mixed: FloatArray = weight_NK @ (_convolve(shock_KT, echo) / np.linalg.norm(echo))
         return mixed

@@ -8,8 +8,11 @@ from training.sources.base import Source, SourceConfig, SourceContext
 from training.sources.files import CsvSource, ParquetSource
 from training.sources.samples import SampleSource
 from training.sources.simulate import SimulateSource
+from training.sources.yahoo import YahooSource
 
-AnySource = Annotated[SampleSource | SimulateSource | CsvSource | ParquetSource, Field(discriminator="kind")]
+AnySource = Annotated[
+    SampleSource | SimulateSource | CsvSource | ParquetSource | YahooSource, Field(discriminator="kind")
+]
 """The `source:` section of a job file."""
 
 __all__ = [
@@ -21,4 +24,5 @@ __all__ = [
     "Source",
     "SourceConfig",
     "SourceContext",
+    "YahooSource",
 ]

@@ -103,10 +103,8 @@ class ScheduleConfig(_Section):
     @field_validator("cron")
     @classmethod
     def _cron_is_valid(cls, cron: str) -> str:
-        if len(cron.split()) not in (5, 6):
-            raise ValueError(
-                f"{cron!r} has {len(cron.split())} fields; a cron has five, or six with seconds first"
-            )
+        if len(cron.split()) not in (5, 6) or not croniter.is_valid(cron, second_at_beginning=True):
+            raise ValueError(f"{cron!r} is not a cron of five fields, or six with seconds first")
         return cron
 
 
@@ -249,7 +247,9 @@ def parse_job(text: str, *, where: str = "job") -> JobConfig:
     try:
         return JobConfig.model_validate(content)
     except ValidationError as error:
-        problems = "; ".join(f"{_path_of(item['loc'])}: {item['msg']}" for item in error.errors()[:10])
+        problems = "; ".join(
+            f"{_path_of(item['loc'])}: {item['msg'].removeprefix('Value error, ')}" for item in error.errors()[:10]
+        )
         raise JobError(f"{where}: {problems}") from error
 
 

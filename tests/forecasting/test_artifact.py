@@ -10,6 +10,7 @@ from safetensors.numpy import load_file, save_file
 
 from forecasting.artifact import artifact_digest, load_artifact, save_artifact
 from forecasting.errors import ArtifactError
+from forecasting.spec import NetworkSpec
 from tests.conftest import make_forecaster
 from tests.forecasting.test_networks import EVERY_KIND, histories
 
@@ -22,7 +23,7 @@ def edit(path: Path, **changes: Any) -> None:
 
 
 @pytest.mark.parametrize("network", EVERY_KIND, ids=lambda n: f"{n.kind}-{n.input_size}")
-def test_a_saved_forecaster_comes_back_bit_for_bit(network: Any, tmp_path: Path) -> None:
+def test_a_saved_forecaster_comes_back_bit_for_bit(network: NetworkSpec, tmp_path: Path) -> None:
     forecaster = make_forecaster(network)
     save_artifact(forecaster, tmp_path / "a")
     loaded = load_artifact(tmp_path / "a")

@@ -252,17 +252,13 @@ def test_numbers_are_no_timestamps(values: list[object]) -> None:
         normalise_timestamps(pd.Series(values), parse_freq("D"))
 
 
-@pytest.mark.parametrize(
-    "values", [pd.to_timedelta([1], unit="h"), pd.period_range("2024", periods=1, freq="M")]
-)
+@pytest.mark.parametrize("values", [pd.to_timedelta([1], unit="h"), pd.period_range("2024", periods=1, freq="M")])
 def test_other_kinds_of_time_are_no_timestamps(values: pd.Index) -> None:
     with pytest.raises(CalendarError, match="no timestamp"):
         normalise_timestamps(pd.Series(values), parse_freq("D"))
 
 
-@pytest.mark.parametrize(
-    "dtype", ["datetime64[s]", "datetime64[ns]", "timestamp[ns][pyarrow]", "category", "str"]
-)
+@pytest.mark.parametrize("dtype", ["datetime64[s]", "datetime64[ns]", "timestamp[ns][pyarrow]", "category", "str"])
 def test_every_dtype_of_dates_reads_the_same(dtype: str) -> None:
     dates = pd.Series(["2024-01-01", "2024-01-02"])
     typed = pd.to_datetime(dates).astype(dtype) if "time" in dtype else dates.astype(dtype)

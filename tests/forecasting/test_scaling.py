@@ -30,9 +30,7 @@ def test_anchor_and_scale_give_the_levels_back(scaling: Scaling, seed: int) -> N
 
 @pytest.mark.parametrize("scaling", SCALINGS)
 @settings(max_examples=25, deadline=None)
-@given(
-    seed=st.integers(0, 10_000), factor=st.floats(0.01, 100), shift=st.floats(-1000, 1000)
-)
+@given(seed=st.integers(0, 10_000), factor=st.floats(0.01, 100), shift=st.floats(-1000, 1000))
 def test_inputs_do_not_change_with_the_unit(scaling: Scaling, seed: int, factor: float, shift: float) -> None:
     x_BL, mask_BL = windows(seed)
     for scale in (

@@ -109,7 +109,9 @@ def test_registries_keep_the_contract(registry: Registry, tmp_path: Path) -> Non
 
     fetched = registry.fetch(one, tmp_path / "fetched")
     assert artifact_digest(fetched) == one.digest
-    assert np.array_equal(load_artifact(fetched).predict(np.ones((1, 10))), make_forecaster(seed=1).predict(np.ones((1, 10))))
+    assert np.array_equal(
+        load_artifact(fetched).predict(np.ones((1, 10))), make_forecaster(seed=1).predict(np.ones((1, 10)))
+    )
 
     promote(registry, model, "1")
     assert registry.resolve(model).version == "1"

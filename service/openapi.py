@@ -82,7 +82,9 @@ def build_openapi(app: FastAPI, slots: ModelSlots) -> JsonObject:
     for path in document["paths"].values():
         for operation in path.values():
             operation["responses"] = {k: v for k, v in operation["responses"].items() if not _is_fastapis(v)}
-    document["paths"][FORECAST_PATH]["post"]["requestBody"] = _request_body(slots)
+    operation = document["paths"][FORECAST_PATH]["post"]
+    operation["requestBody"] = _request_body(slots)
+    operation["responses"]["200"]["content"]["application/json"]["example"] = EXAMPLE_ANSWER
     return document
 
 

@@ -116,7 +116,7 @@ class Problem(BaseModel):
     errors: list[FieldError] = Field(default=[], description="Every problem found, at most 100.")
 
 
-@dataclass
+@dataclass(eq=False)
 class ProblemError(Exception):
     """Raised anywhere in the service to answer with a problem."""
 

@@ -24,7 +24,16 @@ class _Request(BaseModel):
 
 
 class SeriesHistory(_Request):
-    """One series: its values, and when they were observed."""
+    """One series: its values, and when they were observed, given as either `start` or `ds`."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "oneOf": [
+                {"required": ["start"], "properties": {"start": {"type": "string"}}},
+                {"required": ["ds"], "properties": {"ds": {"type": "array"}}},
+            ]
+        }
+    )
 
     unique_id: UniqueId = Field(description="The name of the series; it comes back with its forecast.")
     start: Timestamp | None = Field(

@@ -4,7 +4,7 @@ from fastapi import APIRouter, Request, Response
 
 from service.answering import answer
 from service.limits import read_json_body
-from service.openapi import EXAMPLE_ANSWER, FORECAST_PATH, problem_responses
+from service.openapi import FORECAST_PATH, problem_responses
 from service.problems import (
     BODY_TIMEOUT,
     BODY_TOO_LARGE,
@@ -26,20 +26,17 @@ router = APIRouter(tags=["forecasts"])
     FORECAST_PATH,
     response_model=ForecastAnswer,
     summary="Forecast series from their history",
-    responses={
-        200: {"content": {"application/json": {"example": EXAMPLE_ANSWER}}},
-        **problem_responses(
-            MALFORMED_JSON,
-            UNKNOWN_MODEL,
-            BODY_TIMEOUT,
-            BODY_TOO_LARGE,
-            UNSUPPORTED_MEDIA_TYPE,
-            INVALID_REQUEST,
-            INTERNAL_ERROR,
-            MODEL_NOT_LOADED,
-            OVERLOADED,
-        ),
-    },
+    responses=problem_responses(
+        MALFORMED_JSON,
+        UNKNOWN_MODEL,
+        BODY_TIMEOUT,
+        BODY_TOO_LARGE,
+        UNSUPPORTED_MEDIA_TYPE,
+        INVALID_REQUEST,
+        INTERNAL_ERROR,
+        MODEL_NOT_LOADED,
+        OVERLOADED,
+    ),
 )
 async def forecast(request: Request, runtime: RuntimeOf) -> Response:
     """Forecast the steps after each series' last observed value.

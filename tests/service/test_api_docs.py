@@ -1,0 +1,80 @@
+"""docs/api.md is held to what the service does."""
+
+import json
+import re
+from pathlib import Path
+
+import httpx
+import pytest
+
+from forecasting.forecaster import Forecaster
+from forecasting.spec import MLPSpec, RidgeSpec
+from service.problems import KINDS, Problem
+from service.schemas import ForecastAnswer
+from service.settings import ServiceSettings
+from tests.service.conftest import Publish, Serve, build_forecaster
+
+TEXT = (Path(__file__).parents[2] / "docs" / "api.md").read_text()
+COMMANDS = [
+    command.replace("\\\n", " ")
+    for block in re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL)
+    for command in re.findall(r"^curl .*?(?=^curl |\Z)", block, re.DOTALL | re.MULTILINE)
+]
+
+
+def models() -> list[Forecaster]:
+    """Return models that need as much history as the examples give."""
+    return [
+        build_forecaster("sp500", "XNYS", MLPSpec(input_size=5, hidden_size=8)),
+        build_forecaster("co2", "W-SAT", RidgeSpec(input_size=8)),
+    ]
+
+
+def run(client: httpx.Client, command: str) -> httpx.Response:
+    path = re.search(r"http://127\.0\.0\.1:8000(\S+)", command)
+    body = re.search(r"-d '(.*)'", command, re.DOTALL)
+    assert path is not None
+    if body is None:
+        return client.get(path.group(1))
+    return client.post(path.group(1), content=body.group(1), headers={"content-type": "application/json"})
+
+
+def test_every_command_works_as_it_is_printed(publish: Publish, serve: Serve) -> None:
+    for forecaster in models():
+        publish(forecaster)
+    assert len(COMMANDS) == 7
+    with serve() as client:
+        for command in COMMANDS:
+            answer = run(client, command)
+            assert answer.status_code == 200, (command, answer.text)
+
+
+def test_the_printed_answers_have_the_shape_of_real_ones() -> None:
+    answer, problem = re.findall(r"```json\n(.*?)```", TEXT, re.DOTALL)
+    assert ForecastAnswer.model_validate_json(answer, strict=True).model_dump() == json.loads(answer)
+    assert Problem.model_validate_json(problem, strict=True).model_dump() == json.loads(problem)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.slug)
+def test_every_kind_of_problem_is_listed_with_its_status(kind: object) -> None:
+    assert f"| `{kind.type}` | {kind.status} |" in TEXT
+
+
+def test_no_other_problem_is_listed() -> None:
+    assert len(re.findall(r"^\| `urn:", TEXT, re.MULTILINE)) == len(KINDS)
+
+
+def test_the_table_of_settings_is_that_of_the_code() -> None:
+    listed = dict(re.findall(r"^\| `HINDCAST_(\w+)` \|[^|]*\| (.*) \|$", TEXT, re.MULTILINE))
+    expected = {name.upper(): field.description for name, field in ServiceSettings.model_fields.items()}
+    assert listed == expected
+
+
+@pytest.mark.parametrize("name", ServiceSettings.model_fields)
+def test_every_default_in_the_table_is_that_of_the_code(name: str) -> None:
+    field = ServiceSettings.model_fields[name]
+    (shown,) = re.findall(rf"^\| `HINDCAST_{name.upper()}` \| ?(.*?) ?\|", TEXT, re.MULTILINE)
+    if field.default is None or field.default_factory is not None:
+        assert shown == ""
+    else:
+        assert str(ServiceSettings(**{name: shown.strip("`")}).__getattribute__(name)) == str(field.default)

@@ -1,0 +1,149 @@
+"""The OpenAPI document tells the truth: its examples work, and answers are what it says they are."""
+
+import json
+import re
+from typing import Any
+
+import httpx
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from schemathesis import GenerationMode
+from schemathesis.checks import positive_data_acceptance
+from schemathesis.generation.case import Case
+from schemathesis.schemas import BaseSchema
+
+from forecasting.forecaster import Forecaster
+from service.openapi import EXAMPLE_ANSWER
+from service.problems import KINDS, Problem
+from service.schemas import ForecastAnswer
+from tests.service.conftest import Publish, Serve, build_forecaster
+
+
+@pytest.fixture(scope="session")
+def document(client: httpx.Client) -> dict[str, Any]:
+    return client.get("/openapi.json").json()
+
+
+def forecast_operation(document: dict[str, Any]) -> dict[str, Any]:
+    return document["paths"]["/v1/forecast"]["post"]
+
+
+def test_every_request_example_is_answered(client: httpx.Client, document: dict[str, Any]) -> None:
+    examples = forecast_operation(document)["requestBody"]["content"]["application/json"]["examples"]
+    assert list(examples) == ["co2", "price", "pump", "sales", "sp500"]
+    for example in examples.values():
+        answer = client.post("/v1/forecast", json=example["value"])
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["forecasts"][0]["status"] == "ok"
+
+
+def test_examples_are_made_for_the_models_that_are_there(publish: Publish, serve: Serve) -> None:
+    with serve(ready=False) as client:
+        content = forecast_operation(client.get("/openapi.json").json())["requestBody"]["content"]
+        assert "examples" not in content["application/json"]
+    publish(build_forecaster("turbine"))
+    with serve() as client:
+        content = forecast_operation(client.get("/openapi.json").json())["requestBody"]["content"]
+        assert list(content["application/json"]["examples"]) == ["turbine"]
+
+
+def test_the_example_answer_has_the_shape_of_an_answer(document: dict[str, Any]) -> None:
+    shown = forecast_operation(document)["responses"]["200"]["content"]["application/json"]["example"]
+    assert shown == EXAMPLE_ANSWER
+    assert ForecastAnswer.model_validate_json(json.dumps(shown), strict=True).model_dump() == shown
+
+
+def test_every_error_example_is_a_problem(document: dict[str, Any]) -> None:
+    seen = set()
+    for path in document["paths"].values():
+        for operation in path.values():
+            for status, response in operation["responses"].items():
+                for example in (
+                    response["content"].get("application/problem+json", {}).get("examples", {}).values()
+                ):
+                    problem = Problem.model_validate(example["value"], strict=True)
+                    assert str(problem.status) == status
+                    seen.add(problem.type)
+    framework_only = {"bad-request", "not-found", "method-not-allowed", "not-ready"}
+    assert seen == {kind.type for kind in KINDS if kind.slug not in framework_only}
+
+
+def test_every_reference_can_be_followed(document: dict[str, Any]) -> None:
+    for reference in re.findall(r'"#/components/schemas/(\w+)"', json.dumps(document)):
+        assert reference in document["components"]["schemas"]
+    assert "HTTPValidationError" not in json.dumps(document)
+
+
+def test_every_field_of_a_request_is_described(document: dict[str, Any]) -> None:
+    schemas = document["components"]["schemas"]
+    for name in ("ForecastRequest", "SeriesHistory"):
+        assert all(field.get("description") for field in schemas[name]["properties"].values())
+
+
+def test_the_documentation_page_needs_no_internet(client: httpx.Client) -> None:
+    page = client.get("/docs")
+    assert page.status_code == 200
+    assets = re.findall(r'(?:src|href)="([^"]+)"', page.text)
+    assert len(assets) == 3
+    assert not re.findall(r"https?://", page.text)
+    for asset in assets:
+        assert client.get(asset).status_code == 200
+
+
+@pytest.fixture(scope="session")
+def api_schema(client: httpx.Client) -> BaseSchema:
+    return schemathesis.openapi.from_url(f"{client.base_url}/openapi.json")
+
+
+ROUTES = [
+    ("POST", "/v1/forecast"),
+    ("GET", "/v1/models"),
+    ("GET", "/v1/models/{model}"),
+    ("GET", "/health/live"),
+    ("GET", "/health/ready"),
+    ("GET", "/metrics"),
+]
+
+
+def test_every_documented_route_is_tried(document: dict[str, Any]) -> None:
+    assert [(method.upper(), path) for path, item in document["paths"].items() for method in item] == ROUTES
+
+
+LONGER_THAN_A_SCHEMA_CAN_SAY = [positive_data_acceptance]
+"""A history can be well formed and still too short for its model."""
+
+
+def hold(strategy: st.SearchStrategy[Case], examples: int) -> None:
+    """Send what is drawn, and hold the answers to the document."""
+
+    @settings(max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+    @given(strategy)
+    def check(case: Case) -> None:
+        case.call_and_validate(excluded_checks=LONGER_THAN_A_SCHEMA_CAN_SAY)
+
+    check()
+
+
+@pytest.mark.parametrize(("method", "path"), ROUTES)
+def test_answers_conform_to_the_document_and_none_is_a_5xx(api_schema: BaseSchema, method: str, path: str) -> None:
+    hold(api_schema[path][method].as_strategy(), 25)
+
+
+def test_requests_that_break_the_document_are_refused_as_it_says(api_schema: BaseSchema) -> None:
+    hold(api_schema["/v1/forecast"]["POST"].as_strategy(generation_mode=GenerationMode.NEGATIVE), 40)
+
+
+def test_requests_to_real_models_are_answered_or_refused_as_it_says(
+    api_schema: BaseSchema, forecasters: dict[str, Forecaster]
+) -> None:
+    """Names made up at random find no model: here the document's requests meet the ones that are there."""
+
+    @st.composite
+    def cases(draw: st.DrawFn) -> Case:
+        case = draw(api_schema["/v1/forecast"]["POST"].as_strategy())
+        case.body["model"] = draw(st.sampled_from(sorted(forecasters)))
+        return case
+
+    hold(cases(), 60)

@@ -6,7 +6,7 @@ clock (a session, a calendar day), which no time zone shifts; everywhere else th
 
 import re
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Protocol
 
 import exchange_calendars
@@ -64,7 +64,7 @@ class FixedSteps:
     season_length: int
     weekday: int | None = None
 
-    @property
+    @cached_property  # asked for with every timestamp that is written
     def dated(self) -> bool:
         return self.step % _DAY == pd.Timedelta(0)
 

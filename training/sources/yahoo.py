@@ -114,7 +114,10 @@ class YahooSource(SourceConfig):
             hours = copy.age() / timedelta(hours=1)
             context.note(f"{ticker}: {error}; used the copy fetched {hours:.1f} hours ago")
             return copy
-        shelf.write(fetched)
+        try:
+            shelf.write(fetched)
+        except OSError as error:
+            context.note(f"{ticker}: what was fetched could not be kept: {error}")
         return fetched
 
     def _to_long(self, ticker: str, fetched: "Fetched", context: SourceContext) -> pd.DataFrame:

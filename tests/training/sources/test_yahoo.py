@@ -86,6 +86,7 @@ class Yahoo:
 
     def __init__(self) -> None:
         self.answers: dict[str, list[Answer]] = {}
+        self.elsewhere: Answer = (404, "{}")
         self.asked: list[str] = []
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True)
@@ -110,7 +111,7 @@ class Yahoo:
         if path.endswith("/getcrumb"):
             return 200, "a-crumb"
         if "/v8/finance/chart/" not in path:
-            return 404, "{}"
+            return self.elsewhere
         told = self.answers.get(unquote(path).rsplit("/", 1)[1], [NOT_FOUND])
         wants_prices = "period1" in url
         return told.pop(0) if wants_prices and len(told) > 1 else _time_zone_or_prices(told[0], wants_prices)
@@ -327,9 +328,10 @@ def test_tickers_beyond_the_first_two_are_found_to_be_gone_as_well(yahoo: Yahoo,
 
 
 def test_no_message_quotes_the_crumb_of_the_session(yahoo: Yahoo, job: Job) -> None:
-    yahoo.answers = {"AAPL": [(500, "oops")]}
-    with pytest.raises(SourceError, match="no usable answer") as failed:
-        job.load("AAPL", "TWTR")
+    yahoo.elsewhere = (500, "oops")
+    with pytest.raises(SourceError, match="delisted") as failed:
+        job.load("TWTR")
+    assert "TWTR: HTTPError: status 500; asking again" in job.notes[0]
     assert not [text for text in [str(failed.value), *job.notes] if "crumb" in text]
 
 
@@ -447,6 +449,13 @@ def test_a_damaged_copy_is_fetched_again(yahoo: Yahoo, job: Job, what: str, dama
     job.kept(what)[0].write_bytes(damage)
     assert job.load("AAPL")["Close"].tolist() == [1, 2, 3, 4]
     assert yahoo.prices_asked("AAPL") == 2
+
+
+def test_a_cache_that_cannot_be_written_costs_the_copy_and_not_the_data(yahoo: Yahoo, job: Job) -> None:
+    yahoo.answers = {"AAPL": [_chart("AAPL", [1, 2, 3, 4])]}
+    job.context.cache_dir.write_text("a file where a folder should be")
+    assert job.load("AAPL")["Close"].tolist() == [1, 2, 3, 4]
+    assert job.notes[-1].startswith("AAPL: what was fetched could not be kept")
 
 
 def test_prices_and_actions_of_two_fetches_are_no_copy(yahoo: Yahoo, job: Job) -> None:

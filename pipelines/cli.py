@@ -36,7 +36,8 @@ from forecasting.registry import (
 )
 from pipelines.console import err, out, print_forecast, print_leaderboard, print_table, reporting
 from pipelines.demo import run_demo
-from pipelines.retrain import Outcome, Run, backtest, backtest_of, new_run, retrain, train
+from pipelines.retrain import Outcome, backtest, backtest_of, retrain, train
+from pipelines.run import Run, new_run
 from pipelines.schedule import Worker, find_jobs
 from pipelines.settings import PipelineSettings
 from training.figures import error_by_step_figure, forecast_figure, save_forecast_picture, save_html
@@ -72,7 +73,7 @@ def exit_code_of(error: BaseException) -> int:
 def main() -> None:
     """Run the command line; errors raised on purpose end it with one line and their exit code."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
-    for chatty in ("mlflow", "alembic", "matplotlib", "dbos"):
+    for chatty in ("mlflow", "alembic", "matplotlib", "dbos", "httpx"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     try:
         app()

@@ -52,22 +52,26 @@ def reporting() -> Iterator[ConsoleReporter]:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table: boxed on a terminal, aligned plain text elsewhere. The first column is left-aligned."""
+    """Print a table: boxed on a terminal, aligned plain text elsewhere. Numbers are right-aligned."""
+    justify = ["right" if all(_is_number(row[i]) for row in rows) else "left" for i in range(len(columns))]
     if out.is_terminal:
         table = Table(title=title, title_justify="left")
-        for i, column in enumerate(columns):
-            table.add_column(column, justify="left" if i == 0 else "right")
+        for column, side in zip(columns, justify, strict=True):
+            table.add_column(column, justify="right" if side == "right" else "left")
         for row in rows:
             table.add_row(*row)
         out.print(table)
         return
-    widths = [max(len(str(cell)) for cell in column) for column in zip(columns, *rows, strict=True)]
+    widths = [max(len(cell) for cell in column) for column in zip(columns, *rows, strict=True)]
     out.print(title, markup=False)
     for row in (columns, *rows):
-        first, *rest = (
-            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        )
-        out.print("  ".join([first, *rest]).rstrip(), markup=False)
+        cells = zip(row, widths, justify, strict=True)
+        line = "  ".join(cell.rjust(w) if side == "right" else cell.ljust(w) for cell, w, side in cells)
+        out.print(line.rstrip(), markup=False)
+
+
+def _is_number(cell: str) -> bool:
+    return cell.replace(",", "").replace(".", "").lstrip("-").replace("e-", "").isdecimal() or cell == "nan"
 
 
 def print_leaderboard(job: str, board: pd.DataFrame, metric: str, best: str) -> None:

@@ -16,7 +16,8 @@ import numpy as np
 from forecasting.errors import HindcastError
 from forecasting.panel import Panel
 from pipelines.console import out, print_leaderboard, print_table, reporting
-from pipelines.retrain import Run, new_run, retrain
+from pipelines.retrain import retrain
+from pipelines.run import Run, new_run
 from pipelines.settings import PipelineSettings
 
 JOBS = Path(__file__).parent.parent / "jobs"
@@ -35,7 +36,7 @@ def run_demo(settings: PipelineSettings, *, port: int, once: bool) -> None:
     panels = {name: _train(JOBS / f"{name}.yaml", settings) for name in DEMO_JOBS}
     with _service(settings, port) as address:
         for name, (panel, history) in panels.items():
-            _ask(address, name, panel, history)
+            _ask(settings, address, name, panel, history)
         _print_addresses(settings, address, time.perf_counter() - started)
         if not once:
             _wait()
@@ -95,9 +96,11 @@ def _wait_until_ready(address: str, process: "subprocess.Popen[bytes]", log_path
     raise HindcastError(f"the service was not ready after {START_SECONDS:.0f} s; see {log_path}")
 
 
-def _ask(address: str, model: str, panel: Panel, history: int) -> None:
-    """Ask for a forecast of every series and print it with its intervals."""
-    answer = httpx.post(f"{address}/v1/forecast", json=_request(model, panel, history), timeout=30)
+def _ask(settings: PipelineSettings, address: str, model: str, panel: Panel, history: int) -> None:
+    """Ask for a forecast of every series and print it with its intervals; keep the request to ask again."""
+    request = _request(model, panel, history)
+    (settings.home / f"{model}-request.json").write_text(json.dumps(request))
+    answer = httpx.post(f"{address}/v1/forecast", json=request, timeout=30)
     if answer.status_code != 200:
         raise HindcastError(f"the service answered {answer.status_code}: {answer.text[:500]}")
     body = answer.json()
@@ -123,14 +126,14 @@ def _cell(value: str | float) -> str:
 
 
 def _print_addresses(settings: PipelineSettings, address: str, seconds: float) -> None:
-    example = json.dumps({"model": "co2", "series": "..."})
+    request = settings.home / f"{DEMO_JOBS[-1]}-request.json"
     out.print(f"from data to forecast in {seconds:.0f} s", markup=False)
-    out.print(f"API docs:  {address}/docs", markup=False)
+    out.print(f"API docs:   {address}/docs", markup=False)
+    out.print(f"ask again:  curl {address}/v1/forecast --json @{request}", markup=False)
     out.print(
-        f"Ask:       curl -X POST {address}/v1/forecast -H 'content-type: application/json' -d '{example}'",
+        f"MLflow UI:  {Path(sys.executable).parent / 'mlflow'} ui --backend-store-uri {settings.tracking}",
         markup=False,
     )
-    out.print(f"MLflow UI: mlflow ui --backend-store-uri {settings.tracking} --port 5000", markup=False)
 
 
 def _wait() -> None:

@@ -43,29 +43,26 @@ def decide(
         gate: the metric, and the level at which the reason calls a difference significant.
         lags: neighbouring cutoffs whose forecasts overlap.
     """
-    metric = gate.metric
+    asked = f"{gate.metric} on {len(challenger.losses_K)} cutoffs"
     if not math.isfinite(challenger.score):
-        return Decision(promote=False, reason=f"{challenger.name} has no finite {metric} on the test cutoffs")
-    cutoffs = f"{len(challenger.losses_K)} cutoffs"
+        return Decision(promote=False, reason=f"{asked}: {challenger.name} has no finite score")
     rival = _compare(challenger, seasonal_naive, gate, lags)
     if not challenger.score < seasonal_naive.score:
-        return Decision(promote=False, reason=f"{metric} {rival} on {cutoffs}: no skill, not promoted")
+        return Decision(promote=False, reason=f"{asked}: {rival}; no skill")
     if champion is None:
-        return Decision(
-            promote=True, reason=f"{metric} {rival} on {cutoffs}; there is no champion to compare with"
-        )
+        return Decision(promote=True, reason=f"{asked}: {rival}; no champion to compare with")
     against = _compare(challenger, champion, gate, lags)
-    promote = challenger.score <= champion.score
-    verdict = "promoted" if promote else "the champion stays"
-    return Decision(promote=promote, reason=f"{metric} {against} and {rival} on {cutoffs}: {verdict}")
+    if not challenger.score <= champion.score:
+        return Decision(promote=False, reason=f"{asked}: {against}; worse than the champion")
+    return Decision(promote=True, reason=f"{asked}: {against}; {rival}")
 
 
 def _compare(challenger: Evidence, rival: Evidence, gate: GateConfig, lags: int) -> str:
     """Write both scores and whether they differ by more than chance."""
-    p_value = diebold_mariano(np.array(challenger.losses_K), np.array(rival.losses_K), lags)
     sign = "<" if challenger.score < rival.score else "=" if challenger.score == rival.score else ">"
+    scores = f"{challenger.name} {challenger.score:.4g} {sign} {rival.name} {rival.score:.4g}"
+    if sign == "=":
+        return scores
+    p_value = diebold_mariano(np.array(challenger.losses_K), np.array(rival.losses_K), lags)
     certainty = "significant" if p_value < gate.alpha else "not significant"
-    return (
-        f"{challenger.score:.4g} ({challenger.name}) {sign} {rival.score:.4g} ({rival.name}), "
-        f"{certainty} at {gate.alpha:g} (p={p_value:.2g})"
-    )
+    return f"{scores} ({certainty} at {gate.alpha:g}, p={p_value:.2g})"

@@ -11,9 +11,7 @@ import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from functools import cached_property
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypedDict, TypeVar
 
@@ -21,31 +19,27 @@ import numpy as np
 import pandas as pd
 
 from forecasting.artifact import load_artifact, save_artifact
-from forecasting.errors import ArtifactError, ModelNotFoundError, PanelError, SourceError
+from forecasting.errors import ArtifactError, ModelNotFoundError, PanelError, SourceError, TrainingError
 from forecasting.forecaster import Forecaster
-from forecasting.panel import Panel, build_panel, load_panel, save_panel
+from forecasting.panel import Panel, build_panel, save_panel
 from forecasting.registry import (
     CHALLENGER,
     TAG_DECISION,
     TAG_REASON,
     ModelVersion,
-    Registry,
     champion_or_none,
-    open_registry,
     promote,
 )
-from forecasting.spec import BASELINE_KINDS, NetworkSpec
+from forecasting.spec import BASELINE_KINDS
 from pipelines.promotion import Decision, Evidence, decide
-from pipelines.report import LogReporter, Reporter
-from pipelines.settings import PipelineSettings
-from training.backtest import Backtest, leaderboard, plan_split, run_backtest, validation_cutoffs
-from training.baselines import baseline_specs, fit_baseline
+from pipelines.run import Run
+from training.backtest import Backtest, leaderboard, run_backtest, validation_cutoffs
+from training.baselines import fit_baseline
 from training.calibrate import calibrate
-from training.fit import Log, fit, log_nothing, pick_device
-from training.job import Candidate, JobConfig, load_job, parse_job
+from training.fit import Log, fit, log_nothing
+from training.job import JobConfig
 from training.sources.base import SourceContext
-from training.tracking import Tracker
-from training.windows import PanelTensors, Split, Windows
+from training.windows import Windows
 
 TAG_RUN_KEY = "hindcast.run_key"
 """Marks a version with the retraining that published it, so that a repeated step finds it again."""
@@ -66,72 +60,12 @@ def run_now(name: str, function: Callable[..., T], *args: object) -> T:
     return function(*args)
 
 
-@dataclass(frozen=True)
-class Run:
-    """One training of one job: what to do, where to work, whom to tell."""
+class Fitted(TypedDict):
+    """One forecaster after fitting: its MLflow run, or why there is no model."""
 
-    job_text: str
-    base_dir: Path
-    key: str
-    settings: PipelineSettings
-    reporter: Reporter = field(default_factory=LogReporter)
-
-    @cached_property
-    def job(self) -> JobConfig:
-        return parse_job(self.job_text)
-
-    @cached_property
-    def folder(self) -> Path:
-        folder = self.settings.home / "runs" / self.key
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
-
-    @cached_property
-    def registry(self) -> Registry:
-        return open_registry(self.settings.registry)
-
-    @cached_property
-    def tracker(self) -> Tracker:
-        return Tracker(self.settings.tracking, self.job, self.job_text)
-
-    @cached_property
-    def panel(self) -> Panel:
-        return load_panel(self.folder / "panel.npz")
-
-    @cached_property
-    def networks(self) -> dict[str, NetworkSpec]:
-        """Return every forecaster of the comparison by name, baselines first."""
-        return {**baseline_specs(self.job), **{c.name: c.network for c in self.job.candidates}}
-
-    @cached_property
-    def tensors(self) -> PanelTensors:
-        return PanelTensors(self.panel, self.job.target.transform, pick_device(self.job.training.device))
-
-    @cached_property
-    def split(self) -> Split:
-        return plan_split(self.panel, self.job)
-
-    @property
-    def history_needed(self) -> int:
-        """Return the steps of history every forecaster of the comparison can be asked with."""
-        return max(network.input_size for network in self.networks.values())
-
-    def training(self, name: str) -> dict[str, Any]:
-        """Return the training settings of a candidate as plain data; a baseline has none."""
-        candidate = self.candidate(name)
-        return {} if candidate is None else self.job.training_of(candidate).model_dump()
-
-    def candidate(self, name: str) -> Candidate | None:
-        """Return a candidate by name, None for a baseline."""
-        return next((c for c in self.job.candidates if c.name == name), None)
-
-    def artifact(self, name: str) -> Path:
-        """Return where a forecaster's artefact lies in the run's folder."""
-        return self.folder / "artifacts" / name
-
-    def discard(self) -> None:
-        """Delete the run's folder."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+    name: str
+    run_id: str | None
+    error: str | None
 
 
 class Report(TypedDict):
@@ -162,17 +96,6 @@ class Outcome:
     def leaderboard(self, metric: str) -> pd.DataFrame:
         """Return everyone's test scores, best first."""
         return leaderboard(self.report["scores"], metric)
-
-
-def new_run(job_file: Path, settings: PipelineSettings, reporter: Reporter) -> Run:
-    """Start a run of a job file under a key of its own.
-
-    Raises:
-        JobError: the job file is not valid.
-    """
-    job = load_job(job_file)
-    key = f"{job.name}-{datetime.now(UTC):%Y%m%dT%H%M%S%f}"
-    return Run(job_file.read_text(), job_file.parent.absolute(), key, settings, reporter)
 
 
 def retrain(run: Run, step: StepRunner = run_now) -> Outcome:
@@ -258,15 +181,27 @@ def open_tracking(run: Run) -> str:
     return run.tracker.start_training(run.panel, {TAG_RUN_KEY: run.key})
 
 
-def fit_forecaster(run: Run, parent: str | None, name: str) -> dict[str, str | None]:
-    """Fit and calibrate one candidate or baseline, and save its artefact."""
+def fit_forecaster(run: Run, parent: str | None, name: str) -> Fitted:
+    """Fit and calibrate one candidate or baseline, and save its artefact.
+
+    A training that gives no usable model fails alone: the others go on, and its run says why.
+    """
+    try:
+        return {"name": name, "run_id": _fit_tracked(run, parent, name), "error": None}
+    except TrainingError as error:
+        run.reporter.done(name)
+        run.reporter.say(f"{name} failed: {error}")
+        return {"name": name, "run_id": None, "error": str(error)}
+
+
+def _fit_tracked(run: Run, parent: str | None, name: str) -> str | None:
     if parent is None:
         _fit(run, name, log_nothing)
-        return {"name": name, "run_id": None}
+        return None
     params = {"network": run.networks[name].model_dump(), "training": run.training(name)}
     with run.tracker.candidate(parent, name, params) as tracked:
         _fit(run, name, tracked.log_epoch)
-    return {"name": name, "run_id": tracked.run_id}
+    return tracked.run_id
 
 
 def _fit(run: Run, name: str, log: Log) -> None:
@@ -303,18 +238,19 @@ def backtest_of(run: Run, artifact: Path, cutoffs: Sequence[int]) -> Backtest:
     )
 
 
-def backtest_all(run: Run, fitted: Sequence[Mapping[str, str | None]]) -> Report:
+def backtest_all(run: Run, fitted: Sequence[Fitted]) -> Report:
     """Backtest every artefact that was fitted, and the champion, at the same cutoffs; choose by validation."""
     metric = run.job.gate.metric
     scores, validation, losses = {}, {}, {}
-    for name, run_id in ((str(f["name"]), f["run_id"]) for f in fitted):
+    for name, run_id in ((f["name"], f["run_id"]) for f in _usable(run, fitted)):
         test = backtest_of(run, run.artifact(name), run.split.cutoffs)
         before = backtest_of(run, run.artifact(name), validation_cutoffs(run.split, run.job.horizon))
         scores[name], validation[name] = test.scores(), before.scores()
         losses[name] = test.loss_by_cutoff(metric).tolist()
         if run_id is not None:
             run.tracker.log_backtest(run_id, before, test, name, figures=run.candidate(name) is not None)
-    best = min((c.name for c in run.job.candidates), key=lambda name: _or_worst(validation[name][metric]))
+    trained = [c.name for c in run.job.candidates if c.name in validation]
+    best = min(trained, key=lambda name: _or_worst(validation[name][metric]))
     champion = _backtest_champion(run)
     if champion is not None:
         name, test = champion
@@ -326,6 +262,20 @@ def backtest_all(run: Run, fitted: Sequence[Mapping[str, str | None]]) -> Report
         "validation": validation,
         "losses": losses,
     }
+
+
+def _usable(run: Run, fitted: Sequence[Fitted]) -> list[Fitted]:
+    """Return what can be compared.
+
+    Raises:
+        TrainingError: no candidate is left, or the baseline everyone is measured by is not.
+    """
+    usable = [f for f in fitted if f["error"] is None]
+    names = {f["name"] for f in usable}
+    if "seasonal_naive" not in names or not any(c.name in names for c in run.job.candidates):
+        causes = "; ".join(f"{f['name']}: {f['error']}" for f in fitted if f["error"])
+        raise TrainingError(f"job {run.job.name!r} has nothing to compare: {causes}")
+    return usable
 
 
 def _or_worst(value: float) -> float:

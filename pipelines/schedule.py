@@ -23,7 +23,8 @@ from dbos import DBOS, DBOSConfig, DBOSPortableJSONSerializer, ScheduleInput, St
 from forecasting.calendar import OFF_GRID, parse_freq
 from forecasting.errors import HindcastError, JobError
 from pipelines.report import LogReporter
-from pipelines.retrain import Run, retrain
+from pipelines.retrain import retrain
+from pipelines.run import Run
 from pipelines.settings import PipelineSettings
 from training.job import JobConfig, load_job, parse_job
 

@@ -1,0 +1,99 @@
+"""Run: one training of one job; what to do, where to work, whom to tell."""
+
+import shutil
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from forecasting.panel import Panel, load_panel
+from forecasting.registry import Registry, open_registry
+from forecasting.spec import NetworkSpec
+from pipelines.report import LogReporter, Reporter
+from pipelines.settings import PipelineSettings
+from training.backtest import plan_split
+from training.baselines import baseline_specs
+from training.fit import pick_device
+from training.job import Candidate, JobConfig, load_job, parse_job
+from training.tracking import Tracker
+from training.windows import PanelTensors, Split
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training of one job: what to do, where to work, whom to tell."""
+
+    job_text: str
+    base_dir: Path
+    key: str
+    settings: PipelineSettings
+    reporter: Reporter = field(default_factory=LogReporter)
+
+    @cached_property
+    def job(self) -> JobConfig:
+        return parse_job(self.job_text)
+
+    @cached_property
+    def folder(self) -> Path:
+        folder = self.settings.home / "runs" / self.key
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    @cached_property
+    def registry(self) -> Registry:
+        return open_registry(self.settings.registry)
+
+    @cached_property
+    def tracker(self) -> Tracker:
+        return Tracker(self.settings.tracking, self.job, self.job_text)
+
+    @cached_property
+    def panel(self) -> Panel:
+        return load_panel(self.folder / "panel.npz")
+
+    @cached_property
+    def networks(self) -> dict[str, NetworkSpec]:
+        """Return every forecaster of the comparison by name, baselines first."""
+        return {**baseline_specs(self.job), **{c.name: c.network for c in self.job.candidates}}
+
+    @cached_property
+    def tensors(self) -> PanelTensors:
+        return PanelTensors(self.panel, self.job.target.transform, pick_device(self.job.training.device))
+
+    @cached_property
+    def split(self) -> Split:
+        return plan_split(self.panel, self.job)
+
+    @property
+    def history_needed(self) -> int:
+        """Return the steps of history every forecaster of the comparison can be asked with."""
+        return max(network.input_size for network in self.networks.values())
+
+    def training(self, name: str) -> dict[str, Any]:
+        """Return the training settings of a candidate as plain data; a baseline has none."""
+        candidate = self.candidate(name)
+        return {} if candidate is None else self.job.training_of(candidate).model_dump()
+
+    def candidate(self, name: str) -> Candidate | None:
+        """Return a candidate by name, None for a baseline."""
+        return next((c for c in self.job.candidates if c.name == name), None)
+
+    def artifact(self, name: str) -> Path:
+        """Return where a forecaster's artefact lies in the run's folder."""
+        return self.folder / "artifacts" / name
+
+    def discard(self) -> None:
+        """Delete the run's folder."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def new_run(job_file: Path, settings: PipelineSettings, reporter: Reporter) -> Run:
+    """Start a run of a job file under a key of its own.
+
+    Raises:
+        JobError: the job file is not valid.
+    """
+    job = load_job(job_file)
+    key = f"{job.name}-{datetime.now(UTC):%Y%m%dT%H%M%S%f}"
+    return Run(job_file.read_text(), job_file.parent.absolute(), key, settings, reporter)

@@ -3,18 +3,18 @@
 N series, T timestamps of the panel's common grid.
 
 The rules, each named by the error or the quality report that follows from it:
-  unsorted rows          sorted, and counted in the report
-  repeated rows          counted, and one kept where they agree or only one holds a value; refused where they
-                         hold different values
-  gaps                   made explicit as missing values; never filled
-  missing rows at an end left out: a series runs from its first to its last observation; how long a series
-                         has been silent at the end of the panel is in the report
-  mixed frequency        refused: most rows decide which grid it is, and the first timestamp off it is named
-  time zones             instants are turned to UTC; dates keep the day of their own wall clock
-  infinities             refused; a value that is not a number is refused; an empty one is missing; true is 1
-  nothing observed       refused
-  constant series        kept, and marked in the report
-  too short              refused by `require_observed`, where the need is known
+  unsorted rows           sorted, and counted in the report
+  repeated rows           counted, and one kept where they agree or only one holds a value; refused where
+                          they hold different values
+  gaps                    made explicit as missing values; never filled
+  missing rows at an end  left out: a series runs from its first to its last observation; how long a series
+                          has been silent at the end of the panel is in the report
+  mixed frequency         refused: most rows decide which grid it is, and the first timestamp off it is named
+  time zones              instants are turned to UTC; dates keep the day of their own wall clock
+  infinities              refused; a value that is not a number is refused; an empty one is missing; true is 1
+  nothing observed        refused
+  constant series         kept, and marked in the report
+  too short               refused by `require_observed`, where the need is known
 """
 
 import hashlib

@@ -1,6 +1,8 @@
 """Panels: what happens to every kind of bad row, each rule of the module's table once."""
 
+import re
 import time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -436,3 +438,28 @@ def test_a_million_rows_in_any_order_take_seconds() -> None:
 
     assert panel.y_NT.tobytes() == y.tobytes()
     assert time.perf_counter() - started < 5
+
+
+# Documentation
+
+RULES = {
+    "unsorted rows": test_unsorted_rows_are_sorted_and_counted,
+    "repeated rows": test_repeated_rows_that_contradict_are_refused,
+    "gaps": test_gaps_are_missing_values_and_never_filled,
+    "missing rows at an end": test_a_sensor_that_fell_silent_keeps_its_old_cutoff_and_is_reported,
+    "mixed frequency": test_mixed_frequency_is_refused_with_the_first_timestamp_off_the_grid,
+    "time zones": test_series_of_different_zones_meet_in_utc,
+    "infinities": test_a_value_that_is_no_finite_number_is_refused,
+    "nothing observed": test_a_series_with_nothing_observed_is_refused,
+    "constant series": test_a_constant_series_is_kept_and_marked,
+    "too short": test_series_that_are_too_short_are_each_named_with_the_need,
+}
+
+
+def test_the_documented_rules_are_those_of_the_module_and_each_has_a_test() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+    table = page.partition("| what | what happens |")[2].partition("\n\n")[0]
+    documented = re.findall(r"^\| ([a-z ]+) \|", table, flags=re.MULTILINE)
+    in_the_module = re.findall(r"^  (\w[\w ]*?)  +\w", panel_module.__doc__ or "", flags=re.MULTILINE)
+    assert documented == list(RULES)
+    assert in_the_module == list(RULES)

@@ -249,6 +249,9 @@ def backtest_all(run: Run, fitted: Sequence[Fitted]) -> Report:
         losses[name] = test.loss_by_cutoff(metric).tolist()
         if run_id is not None:
             run.tracker.log_backtest(run_id, before, test, name, figures=run.candidate(name) is not None)
+    for f in fitted:
+        if f["run_id"] is not None:
+            run.tracker.log_skill(f["run_id"], scores[f["name"]], scores["seasonal_naive"])
     trained = [c.name for c in run.job.candidates if c.name in validation]
     best = min(trained, key=lambda name: _or_worst(validation[name][metric]))
     champion = _backtest_champion(run)

@@ -170,6 +170,8 @@ class JobConfig(_Section):
         if reserved:
             raise ValueError(f"a candidate cannot take the name of a baseline: {sorted(reserved)[0]!r}")
         for candidate in self.candidates:
+            if "device" in candidate.training:
+                raise ValueError(f"candidate {candidate.name!r} sets device; a job's candidates share its device")
             self.training_of(candidate)
         return self
 

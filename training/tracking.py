@@ -29,6 +29,7 @@ from training.backtest import Backtest
 from training.figures import error_by_step_figure, forecast_figure, save_html
 from training.job import JobConfig
 
+SKILLS = ("mase", "crps", "rmsse")
 MOST_ROWS_LOGGED = 100_000
 _PARAM_LENGTH = 6000
 _BATCH = 900
@@ -87,6 +88,11 @@ class Tracker:
         run = CandidateRun(self._client, run_id)
         run.log_scores("val", validation.scores())
         run.log_test(test, title, figures=figures)
+
+    def log_skill(self, run_id: str, scores: Mapping[str, float], seasonal_naive: Mapping[str, float]) -> None:
+        """Write a candidate's skill against the seasonal naive: 0 is no better, 1 is perfect."""
+        skill = {name: 1.0 - scores[name] / seasonal_naive[name] for name in SKILLS if seasonal_naive[name]}
+        CandidateRun(self._client, run_id).log_scores("skill", skill)
 
     def decide(self, run_id: str, verdict: str, reason: str) -> None:
         """Write the gate's decision and its reason to the parent run."""

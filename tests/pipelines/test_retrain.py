@@ -1,0 +1,290 @@
+"""Retraining end to end, on a real MLflow store in a SQLite file."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import pandas as pd
+import pytest
+from mlflow.artifacts import download_artifacts
+from mlflow.entities import Run as MlflowRun
+from mlflow.tracking import MlflowClient
+
+from forecasting.artifact import load_artifact
+from forecasting.errors import ModelNotFoundError, PanelError, SourceError, TrainingError
+from forecasting.registry import CHALLENGER, TAG_DECISION, TAG_REASON, open_registry
+from pipelines.retrain import backtest, retrain, run_now, train
+from pipelines.run import Run, new_run
+from pipelines.settings import PipelineSettings
+from tests.pipelines.conftest import TINY
+from training.backtest import leaderboard
+
+T = TypeVar("T")
+
+
+@dataclass
+class Listener:
+    """A reporter that remembers what it was told."""
+
+    lines: list[str] = field(default_factory=list)
+    epochs: list[tuple[str, int]] = field(default_factory=list)
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+    def epoch(self, candidate: str, epoch: int, of: int, metrics: Mapping[str, float]) -> None:
+        assert {"train/loss", "val/loss", "learning_rate"} <= metrics.keys()
+        assert epoch <= of
+        self.epochs.append((candidate, epoch))
+
+    def done(self, candidate: str) -> None:
+        self.epochs.append((candidate, -1))
+
+
+def runs_of(settings: PipelineSettings, name: str = "tiny") -> list[MlflowRun]:
+    client = MlflowClient(settings.tracking)
+    experiment = client.get_experiment_by_name(name)
+    return [] if experiment is None else list(client.search_runs([experiment.experiment_id]))
+
+
+@pytest.fixture
+def run(job_file: Path, settings: PipelineSettings) -> Run:
+    return new_run(job_file, settings, Listener())
+
+
+def test_retraining_publishes_decides_and_promotes(run: Run, settings: PipelineSettings) -> None:
+    outcome = retrain(run)
+    assert outcome.decision is not None
+    assert outcome.decision.promote
+    champion = open_registry(settings.registry).resolve("tiny")
+    assert champion.version == outcome.version == "1"
+    assert champion.tags[TAG_DECISION] == "promoted"
+    assert champion.tags[TAG_REASON] == outcome.decision.reason
+    assert champion.tags["hindcast.data_digest"] == run.panel.digest()
+    assert float(champion.tags["hindcast.test_crps"]) == pytest.approx(
+        outcome.report["scores"][outcome.report["best"]]["crps"], rel=1e-4
+    )
+    assert set(outcome.report["scores"]) == {"naive", "seasonal_naive", "drift", "ridge", "mlp", "lstm"}
+    assert outcome.leaderboard("crps")["skill"]["seasonal_naive"] == 0
+    assert isinstance(run.reporter, Listener)
+    assert run.reporter.epochs[:4] == [("mlp", 1), ("mlp", 2), ("mlp", 3), ("mlp", -1)]
+
+
+def test_a_second_retraining_meets_the_champion_on_the_same_cutoffs(
+    run: Run, job_file: Path, settings: PipelineSettings
+) -> None:
+    first = retrain(run)
+    second = retrain(new_run(job_file, settings, Listener()))
+    assert second.report["champion"] == "champion v1"
+    # Same seed, same data: the same weights, and so the same score.
+    best = second.report["best"]
+    assert second.report["scores"]["champion v1"] == first.report["scores"][best]
+    assert second.decision is not None
+    assert "= champion v1" in second.decision.reason
+
+
+def test_a_worse_challenger_is_published_and_not_promoted(
+    run: Run, job_file: Path, settings: PipelineSettings
+) -> None:
+    retrain(run)
+    job_file.write_text(
+        TINY.replace(
+            "max_epochs: 3, learning_rate: 0.01", "max_epochs: 1, steps_per_epoch: 1, learning_rate: 1.0e-9"
+        )
+    )
+    outcome = retrain(new_run(job_file, settings, Listener()))
+    registry = open_registry(settings.registry)
+    assert outcome.decision is not None
+    assert not outcome.decision.promote
+    assert registry.resolve("tiny").version == "1"
+    assert registry.resolve("tiny", CHALLENGER).version == "2"
+    assert registry.version("tiny", "2").tags[TAG_DECISION] == "not promoted"
+    assert "worse than the champion" in registry.version("tiny", "2").tags[TAG_REASON]
+
+
+def test_a_champion_that_answers_another_question_is_not_compared_with(
+    run: Run, job_file: Path, settings: PipelineSettings
+) -> None:
+    retrain(run)
+    job_file.write_text(TINY.replace("horizon: 4", "horizon: 6"))
+    listener = Listener()
+    outcome = retrain(new_run(job_file, settings, listener))
+    assert outcome.report["champion"] is None
+    assert any("answers another question" in line for line in listener.lines)
+
+
+def test_training_promotes_nothing(run: Run, settings: PipelineSettings) -> None:
+    outcome = train(run)
+    registry = open_registry(settings.registry)
+    assert outcome.decision is None
+    assert registry.resolve("tiny", CHALLENGER).version == "1"
+    with pytest.raises(ModelNotFoundError):
+        registry.resolve("tiny")
+
+
+def test_a_backtest_tracks_and_publishes_nothing(run: Run, settings: PipelineSettings) -> None:
+    outcome = backtest(run)
+    assert len(outcome.report["scores"]) == 6
+    assert open_registry(settings.registry).models() == []
+    assert runs_of(settings) == []
+
+
+def test_mlflow_tells_the_whole_story_under_the_same_names(
+    run: Run, settings: PipelineSettings, tmp_path: Path
+) -> None:
+    outcome = retrain(run)
+    runs = {r.info.run_name: r for r in runs_of(settings)}
+    parent = next(r for name, r in runs.items() if name.startswith("train "))
+    children = {name: r for name, r in runs.items() if r.data.tags.get("mlflow.parentRunId") == parent.info.run_id}
+    assert set(children) == {"naive", "seasonal_naive", "drift", "ridge", "mlp", "lstm"}
+    assert {r.info.status for r in runs.values()} == {"FINISHED"}
+    for name, child in children.items():
+        metrics = child.data.metrics
+        assert {
+            "val/crps",
+            "test/crps",
+            "test/mase",
+            "test/coverage_80",
+            "skill/mase",
+            "test/mae_by_step",
+        } <= metrics.keys()
+        assert metrics["test/crps"] == pytest.approx(outcome.report["scores"][name]["crps"])
+    assert {"train/loss", "val/loss", "grad_norm/recurrent.weight_hh_l0"} <= children["lstm"].data.metrics.keys()
+    assert children["lstm"].data.params["network.hidden_size"] == "8"
+    assert children["lstm"].data.params["training.learning_rate"] == "0.01"
+
+    client = MlflowClient(settings.tracking)
+    by_step = client.get_metric_history(children["mlp"].info.run_id, "test/mae_by_step")
+    assert [m.step for m in by_step] == [1, 2, 3, 4]
+    by_epoch = client.get_metric_history(children["mlp"].info.run_id, "train/loss")
+    assert [m.step for m in by_epoch] == [1, 2, 3]
+
+    local = Path(
+        download_artifacts(
+            run_id=children["mlp"].info.run_id, tracking_uri=settings.tracking, dst_path=str(tmp_path)
+        )
+    )
+    assert (local / "job.yaml").read_text() == TINY
+    assert list(pd.read_parquet(local / "tables/per_series.parquet")["unique_id"]) == list(run.panel.unique_ids)
+    for figure in ("forecast", "error_by_step"):
+        page = (local / f"figures/{figure}.html").read_text()
+        assert "Plotly.newPlot" in page
+        assert 'src="http' not in page, "figures must open without a network"
+
+    tags = parent.data.tags
+    assert tags["hindcast.data_digest"] == run.panel.digest()
+    assert tags["hindcast.best_candidate"] == outcome.report["best"]
+    assert outcome.decision is not None
+    assert tags[TAG_REASON] == outcome.decision.reason
+    assert [d.dataset.name for d in parent.inputs.dataset_inputs] == ["tiny"]
+
+
+def test_no_pickle_is_written(run: Run, settings: PipelineSettings) -> None:
+    retrain(run)
+    written = [path for path in settings.home.rglob("*") if path.suffix in (".pkl", ".pickle", ".pt", ".pth")]
+    assert written == []
+
+
+def test_a_repeated_step_publishes_no_second_version(run: Run, settings: PipelineSettings) -> None:
+    """A scheduler may run a step again when the process died after it and before its result was remembered."""
+
+    def twice(name: str, function: Callable[..., T], *args: object) -> T:
+        run_now(name, function, *args)
+        return run_now(name, function, *args)
+
+    outcome = retrain(run, twice)
+    registry = open_registry(settings.registry)
+    assert [v.version for v in registry.versions("tiny")] == ["1"]
+    assert registry.resolve("tiny").version == outcome.version == "1"
+
+
+def test_what_a_step_returns_is_plain_data(run: Run) -> None:
+    def through_json(name: str, function: Callable[..., T], *args: object) -> T:
+        result: T = json.loads(json.dumps(run_now(name, function, *args)))
+        return result
+
+    outcome = retrain(run, through_json)
+    assert len(leaderboard(outcome.report["scores"], "crps")) == 6
+
+
+@pytest.fixture
+def gappy_job(job_file: Path, tmp_path: Path) -> Path:
+    """Data with so many gaps before the validation block that no window of 100 steps knows enough."""
+    rng = np.random.default_rng(0)
+    y = rng.normal(size=500).cumsum()
+    y[(np.arange(500) % 72 >= 24) & (np.arange(500) < 350)] = np.nan
+    rows = pd.DataFrame({"unique_id": "a", "ds": pd.date_range("2024-01-01", periods=500, freq="h"), "y": y})
+    rows.to_csv(tmp_path / "gappy.csv", index=False)
+    simulated = "source: {kind: simulate, n_sensors: 2, n_steps: 500, freq: h, seed: 1}"
+    text = TINY.replace(simulated, "source: {kind: csv, path: gappy.csv}")
+    job_file.write_text(text.replace("kind: lstm, input_size: 24", "kind: lstm, input_size: 100"))
+    return job_file
+
+
+def test_a_candidate_that_fails_fails_alone(gappy_job: Path, settings: PipelineSettings) -> None:
+    listener = Listener()
+    outcome = retrain(new_run(gappy_job, settings, listener))
+    assert outcome.report["best"] == "mlp"
+    assert "lstm" not in outcome.report["scores"]
+    assert any(line.startswith("lstm failed: no window to train with") for line in listener.lines)
+    failed = next(r for r in runs_of(settings) if r.info.run_name == "lstm")
+    assert failed.info.status == "FAILED"
+    assert "no window to train with" in failed.data.tags["hindcast.error"]
+
+
+def test_nothing_to_compare_is_an_error_that_names_every_cause(
+    gappy_job: Path, settings: PipelineSettings
+) -> None:
+    gappy_job.write_text(gappy_job.read_text().replace("kind: mlp, input_size: 24", "kind: mlp, input_size: 101"))
+    with pytest.raises(TrainingError, match=r"nothing to compare: .*mlp: no window.*lstm: no window"):
+        retrain(new_run(gappy_job, settings, Listener()))
+    assert open_registry(settings.registry).models() == []
+    assert {r.info.status for r in runs_of(settings) if r.info.run_name.startswith("train ")} == {"FAILED"}
+
+
+def test_an_interrupted_training_leaves_no_version_and_no_open_run(run: Run, settings: PipelineSettings) -> None:
+    def interrupt(name: str, function: Callable[..., T], *args: object) -> T:
+        if name == "fit lstm":
+            raise KeyboardInterrupt
+        return run_now(name, function, *args)
+
+    with pytest.raises(KeyboardInterrupt):
+        retrain(run, interrupt)
+    assert open_registry(settings.registry).models() == []
+    assert {r.info.status for r in runs_of(settings) if r.info.run_name.startswith("train ")} == {"KILLED"}
+
+
+def test_a_column_the_source_does_not_have_is_named(job_file: Path, settings: PipelineSettings) -> None:
+    job_file.write_text(TINY + "target: {column: Close}\n")
+    with pytest.raises(SourceError, match=r"no column 'Close'; it has y"):
+        backtest(new_run(job_file, settings, Listener()))
+
+
+def test_returns_of_values_that_are_not_positive_are_refused(
+    job_file: Path, settings: PipelineSettings, tmp_path: Path
+) -> None:
+    rows = pd.DataFrame(
+        {"unique_id": "a", "ds": pd.date_range("2024-01-01", periods=500, freq="h"), "y": range(-5, 495)}
+    )
+    rows.to_csv(tmp_path / "a.csv", index=False)
+    source = "source: {kind: csv, path: a.csv}"
+    job_file.write_text(
+        TINY.replace("source: {kind: simulate, n_sensors: 2, n_steps: 500, freq: h, seed: 1}", source)
+        + "target: {transform: log_return}\n"
+    )
+    with pytest.raises(PanelError, match="series 'a' has values that are not positive"):
+        backtest(new_run(job_file, settings, Listener()))
+
+
+def test_the_published_artefact_is_the_one_that_was_backtested(
+    run: Run, settings: PipelineSettings, tmp_path: Path
+) -> None:
+    outcome = retrain(run)
+    registry = open_registry(settings.registry)
+    fetched = load_artifact(registry.fetch(registry.resolve("tiny"), tmp_path / "fetched"))
+    local = load_artifact(run.artifact(outcome.report["best"]))
+    history = run.panel.y_NT[:, -24:]
+    assert (fetched.predict(history) == local.predict(history)).all()

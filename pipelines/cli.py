@@ -97,8 +97,8 @@ def read_settings() -> PipelineSettings:
         first = error.errors()[0]
         name = f"HINDCAST_{'_'.join(map(str, first['loc'])).upper()}"
         raise InputError(f"{name}: {first['msg']}, not {first['input']!r}") from error
-    if settings.torch_threads:
-        torch.set_num_threads(settings.torch_threads)
+    if settings.training_threads:
+        torch.set_num_threads(settings.training_threads)
     settings.home.mkdir(parents=True, exist_ok=True)
     return settings
 
@@ -284,7 +284,8 @@ def serve_command(
 
     Example: `hindcast serve --port 8080`
     """
-    flags = {"HINDCAST_HOST": host, "HINDCAST_PORT": port}
+    # The registry is passed on because its default follows the tracking store, which the service knows not.
+    flags = {"HINDCAST_HOST": host, "HINDCAST_PORT": port, "HINDCAST_REGISTRY_URI": read_settings().registry}
     environment = {**os.environ, **{name: str(value) for name, value in flags.items() if value is not None}}
     # The service is another process image: no pipeline imports it, and it brings no training along.
     sys.stdout.flush()

@@ -32,7 +32,7 @@ class PipelineSettings(BaseSettings):
         pattern=r"^[A-Za-z0-9_.-]{1,64}$",
         description="Name of this worker; workers that share a database differ in it.",
     )
-    torch_threads: int = Field(0, ge=0, le=1024, description="Threads torch computes with. Default 0: one a core.")
+    training_threads: int = Field(0, ge=0, le=1024, description="CPU threads training uses; 0 is one a core.")
 
     @property
     def tracking(self) -> str:

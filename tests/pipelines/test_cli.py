@@ -1,0 +1,169 @@
+"""The command line: it does what its help says, and ends with the exit code its docs promise."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from forecasting.errors import (
+    ArtifactError,
+    InputError,
+    JobError,
+    ModelNotFoundError,
+    RegistryUnavailableError,
+    SourceError,
+    TrainingError,
+)
+from forecasting.frame import forecast_frame
+from forecasting.registry import load_version, open_registry
+from pipelines.cli import app, exit_code_of
+from pipelines.settings import PipelineSettings
+from tests.conftest import free_port
+from training.sources.base import SourceContext
+from training.sources.simulate import SimulateSource
+
+COMMANDS = ("train", "backtest", "retrain", "worker", "forecast", "models", "promote", "rollback", "serve", "demo")
+
+
+@pytest.fixture
+def cli(settings: PipelineSettings) -> CliRunner:
+    assert settings.home, "the fixture points HINDCAST_HOME to a temporary folder"
+    return CliRunner()
+
+
+def hindcast(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-c", "from pipelines.cli import main; main()", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment}, check=False)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_a_help_text_with_an_example(cli: CliRunner, command: str) -> None:
+    result = cli.invoke(app, [command, "--help"])
+    assert result.exit_code == 0
+    assert f"hindcast {command}" in result.output
+
+
+def test_there_are_no_commands_without_a_test() -> None:
+    assert {c.name for c in app.registered_commands} == set(COMMANDS)
+
+
+def test_the_life_of_a_model(cli: CliRunner, job_file: Path, settings: PipelineSettings, tmp_path: Path) -> None:
+    assert "no models yet" in cli.invoke(app, ["models"]).output
+
+    trained = cli.invoke(app, ["train", str(job_file)], catch_exceptions=False)
+    assert "registered tiny version 1 as challenger" in trained.output
+    assert "seasonal_naive" in trained.output
+    retrained = cli.invoke(app, ["retrain", str(job_file)], catch_exceptions=False)
+    assert "tiny version 2 promoted: crps on 6 cutoffs" in retrained.output
+
+    listed = cli.invoke(app, ["models"]).output
+    assert "challenger, champion" in listed
+    promoted = cli.invoke(app, ["promote", "tiny", "1", "--reason", "by hand, to see"])
+    assert promoted.output.strip() == "tiny version 1 is the champion"
+    assert "by hand, to see" in cli.invoke(app, ["models"]).output
+    assert cli.invoke(app, ["rollback", "tiny"]).output.strip() == "tiny version 2 is the champion again"
+
+    source = SimulateSource(n_sensors=2, n_steps=100, freq="h", seed=1, missing_rate=0.0)
+    frame = source.load(SourceContext(tmp_path, tmp_path))[["unique_id", "ds", "y"]].dropna()
+    frame.to_csv(tmp_path / "history.csv", index=False)
+    shown = cli.invoke(app, ["forecast", "tiny", "--input", str(tmp_path / "history.csv"), "--level", "80"])
+    assert shown.exit_code == 0
+    assert "lo-80" in shown.output
+    assert "lo-95" not in shown.output
+
+    for name in ("forecast.csv", "forecast.parquet"):
+        out = tmp_path / name
+        cli.invoke(
+            app,
+            ["forecast", "tiny", "--input", str(tmp_path / "history.csv"), "--output", str(out)],
+            catch_exceptions=False,
+        )
+        found = pd.read_parquet(out) if name.endswith("parquet") else pd.read_csv(out)
+        registry = open_registry(settings.registry)
+        expected = forecast_frame(load_version(registry, registry.resolve("tiny")), frame)
+        np.testing.assert_allclose(found["mean"], expected["mean"], rtol=1e-6)
+        assert len(found) == 2 * 4
+
+
+def test_a_backtest_can_be_kept_and_drawn(cli: CliRunner, job_file: Path, tmp_path: Path) -> None:
+    cli.invoke(
+        app,
+        ["backtest", str(job_file), "--out", str(tmp_path / "results"), "--picture", str(tmp_path / "p.png")],
+        catch_exceptions=False,
+    )
+    rows = pd.read_parquet(tmp_path / "results/lstm/forecasts.parquet")
+    assert {"unique_id", "cutoff", "ds", "step", "y", "mean", "lo-80", "hi-95"} <= set(rows.columns)
+    assert (tmp_path / "results/naive/error_by_step.html").stat().st_size > 1_000_000
+    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_finished_or_failed_run_leaves_no_folder_behind(
+    cli: CliRunner, job_file: Path, settings: PipelineSettings
+) -> None:
+    cli.invoke(app, ["backtest", str(job_file)], catch_exceptions=False)
+    job_file.write_text(job_file.read_text().replace("n_windows: 6", "n_windows: 600"))
+    assert cli.invoke(app, ["backtest", str(job_file)]).exit_code == 1
+    assert list((settings.home / "runs").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (TrainingError("x"), 1),
+        (ArtifactError("x"), 1),
+        (InputError("x"), 2),
+        (JobError("x"), 2),
+        (SourceError("x"), 3),
+        (RegistryUnavailableError("x"), 3),
+        (ModelNotFoundError("x"), 4),
+    ],
+)
+def test_exit_codes_mean_what_the_docs_say(error: Exception, code: int) -> None:
+    assert exit_code_of(error) == code
+
+
+def test_an_error_is_one_line_without_a_traceback(job_file: Path, tmp_path: Path) -> None:
+    job_file.write_text("name: broken")
+    result = hindcast("retrain", str(job_file), HINDCAST_HOME=str(tmp_path / "home"))
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: ")
+    assert "source: Field required" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_registry_that_is_down_ends_with_its_own_code(tmp_path: Path) -> None:
+    uri = f"http://127.0.0.1:{free_port()}"
+    result = hindcast("models", HINDCAST_HOME=str(tmp_path / "home"), HINDCAST_TRACKING_URI=uri)
+    assert result.returncode == 3
+    assert "did not answer" in result.stderr
+
+
+def test_a_setting_that_cannot_be_is_named(tmp_path: Path) -> None:
+    result = hindcast("models", HINDCAST_HOME=str(tmp_path / "home"), HINDCAST_TRAINING_THREADS="many")
+    assert result.returncode == 2
+    assert "HINDCAST_TRAINING_THREADS" in result.stderr
+
+
+def test_away_from_a_terminal_lines_are_plain(cli: CliRunner, job_file: Path) -> None:
+    output = cli.invoke(app, ["backtest", str(job_file)]).output
+    assert "\x1b[" not in output
+    assert "mlp: epoch 1 of 3" in output
+
+
+def test_serve_hands_its_flags_to_the_service(tmp_path: Path) -> None:
+    """A flag out of range is refused by the service itself, which shows that it arrived there."""
+    home = str(tmp_path / "home")
+    result = hindcast("serve", "--port", "99999", HINDCAST_HOME=home)
+    assert result.returncode != 0
+    assert "HINDCAST_PORT" in result.stderr
+
+
+def test_the_demo_job_files_are_where_the_demo_looks() -> None:
+    from pipelines.demo import DEMO_JOBS, JOBS
+
+    assert all((JOBS / f"{name}.yaml").is_file() for name in DEMO_JOBS)

@@ -1,0 +1,132 @@
+"""The house: imports run one way, each outside library has one room, and there is no cycle."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("forecasting", "training", "ledger", "pipelines", "service")
+
+MAY_IMPORT = {
+    "forecasting": set(),
+    "training": {"forecasting"},
+    "ledger": {"forecasting"},
+    "pipelines": {"forecasting", "training", "ledger"},
+    "service": {"forecasting", "ledger"},
+}
+
+ROOMS = {
+    "arch": {"training/sources/samples.py", "training/baselines.py"},
+    "croniter": {"training/job.py"},
+    "dbos": {"pipelines/schedule.py"},
+    "exchange_calendars": {"forecasting/calendar.py"},
+    "fastapi": {"service/"},
+    "fastapi_offline": {"service/app.py"},
+    "httpx": {"pipelines/demo.py"},
+    "matplotlib": {"training/figures.py"},
+    "mlflow": {"forecasting/mlflow_registry.py", "training/tracking.py"},
+    "plotly": {"training/figures.py"},
+    "prometheus_client": {"service/telemetry.py"},
+    "rich": {"pipelines/console.py"},
+    "safetensors": {"forecasting/artifact.py"},
+    "scipy": {"training/significance.py"},
+    "sqlalchemy": {"ledger/"},
+    "starlette": {"service/"},
+    "statsmodels": {"training/sources/samples.py"},
+    "typer": {"pipelines/cli.py"},
+    "uvicorn": {"service/__main__.py"},
+    "yfinance": {"training/sources/yahoo.py"},
+}
+
+FORBIDDEN_NAMES = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
+
+
+def modules() -> list[Path]:
+    return sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+
+
+def imports_of(path: Path) -> Iterator[tuple[str, bool]]:
+    """Yield every module a file imports, and whether it does so when it is itself imported."""
+    tree = ast.parse(path.read_text())
+    top = {id(node) for node in ast.iter_child_nodes(tree)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, id(node) in top) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively"
+            assert node.module is not None
+            yield node.module, id(node) in top
+            yield from ((f"{node.module}.{alias.name}", id(node) in top) for alias in node.names)
+
+
+def relative(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def test_there_are_modules_to_look_at() -> None:
+    assert len(modules()) > 40
+
+
+@pytest.mark.parametrize("path", modules(), ids=relative)
+def test_imports_run_one_way(path: Path) -> None:
+    package = relative(path).split("/")[0]
+    siblings = {name.split(".")[0] for name, _ in imports_of(path)} & set(PACKAGES) - {package}
+    assert siblings <= MAY_IMPORT[package]
+
+
+@pytest.mark.parametrize("path", modules(), ids=relative)
+def test_each_library_stays_in_its_room(path: Path) -> None:
+    where = relative(path)
+    for library in {name.split(".")[0] for name, _ in imports_of(path)} & ROOMS.keys():
+        assert any(where == room or (room.endswith("/") and where.startswith(room)) for room in ROOMS[library]), (
+            f"{where} imports {library}, whose room is {sorted(ROOMS[library])}"
+        )
+
+
+def test_nobody_imports_what_runs_code_from_data() -> None:
+    for path in modules():
+        assert not {name.split(".")[0] for name, _ in imports_of(path)} & FORBIDDEN_NAMES, relative(path)
+        assert "torch.load" not in path.read_text(), relative(path)
+
+
+def test_imports_have_no_cycle() -> None:
+    names = {
+        relative(path).removesuffix(".py").removesuffix("/__init__").replace("/", "."): path for path in modules()
+    }
+    graph = {
+        name: {found for found, at_import in imports_of(path) if at_import and found in names and found != name}
+        for name, path in names.items()
+    }
+    done: set[str] = set()
+
+    def visit(name: str, trail: tuple[str, ...]) -> None:
+        assert name not in trail, " -> ".join((*trail, name))
+        if name not in done:
+            for target in graph[name]:
+                visit(target, (*trail, name))
+            done.add(name)
+
+    for name in graph:
+        visit(name, ())
+
+
+def test_the_service_does_not_load_mlflow_when_it_is_imported() -> None:
+    """MLflow takes seconds to import; the service does it later, off the request path."""
+    import subprocess
+    import sys
+
+    code = "import sys, service.app; print('mlflow' in sys.modules, 'training' in sys.modules)"
+    shown = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True
+    )
+    assert shown.stdout.split() == ["False", "False"]
+
+
+def test_the_tree_in_the_readme_is_the_tree() -> None:
+    readme = (ROOT / "README.md").read_text()
+    for package in PACKAGES:
+        for path in (ROOT / package).rglob("*.py"):
+            if path.name not in ("__init__.py", "__main__.py"):
+                assert path.name in readme, f"README's tree does not show {relative(path)}"

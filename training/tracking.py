@@ -44,7 +44,12 @@ class Tracker:
         self._experiment_id = ensure_experiment(self._client, uri, job.name)
 
     def start_training(self, panel: Panel, tags: Mapping[str, str]) -> str:
-        """Open the parent run of a training: the job file, the data set, and where the code stood."""
+        """Open the parent run of a training: the job file, the data set, and where the code stood.
+
+        A run with the same tags that an earlier, interrupted attempt left open is closed first.
+        """
+        if tags:
+            self._close_leftovers(tags)
         run = self._client.create_run(
             self._experiment_id,
             run_name=f"train {pd.Timestamp.now('UTC'):%Y-%m-%d %H:%M:%S}",
@@ -62,8 +67,8 @@ class Tracker:
 
         A run of the same name that an earlier, interrupted attempt left open is closed first.
         """
-        self._close_leftovers(parent, name)
         tags = {"mlflow.parentRunId": parent, "hindcast.candidate": name}
+        self._close_leftovers(tags)
         run = self._client.create_run(self._experiment_id, run_name=name, tags=tags)
         run_id = str(run.info.run_id)
         self._log_params(run_id, params)
@@ -103,8 +108,8 @@ class Tracker:
         """Close the parent run: FINISHED, FAILED or KILLED."""
         self._client.set_terminated(run_id, status)
 
-    def _close_leftovers(self, parent: str, name: str) -> None:
-        query = f"tags.`mlflow.parentRunId` = '{parent}' and tags.`hindcast.candidate` = '{name}'"
+    def _close_leftovers(self, tags: Mapping[str, str]) -> None:
+        query = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
         for run in self._client.search_runs([self._experiment_id], query):
             if run.info.status == "RUNNING":
                 self._client.set_terminated(run.info.run_id, "KILLED")

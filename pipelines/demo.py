@@ -129,7 +129,9 @@ def _print_addresses(settings: PipelineSettings, address: str, seconds: float) -
     request = settings.home / f"{DEMO_JOBS[-1]}-request.json"
     out.print(f"from data to forecast in {seconds:.0f} s", markup=False)
     out.print(f"API docs:   {address}/docs", markup=False)
-    out.print(f"ask again:  curl {address}/v1/forecast --json @{request}", markup=False)
+    out.print(
+        f"ask again:  curl {address}/v1/forecast -H 'content-type: application/json' -d @{request}", markup=False
+    )
     out.print(
         f"MLflow UI:  {Path(sys.executable).parent / 'mlflow'} ui --backend-store-uri {settings.tracking}",
         markup=False,

@@ -72,7 +72,15 @@ def save_forecast_picture(test: Backtest, title: str, path: Path) -> None:
     ds = shown.forecast["ds"].to_numpy()
     for level in sorted(test.spec.level, reverse=True):
         low, high = shown.forecast[f"lo-{format_level(level)}"], shown.forecast[f"hi-{format_level(level)}"]
-        axes.fill_between(ds, low, high, color=INK, alpha=0.18, linewidth=0, label=f"{format_level(level)} %")
+        axes.fill_between(
+            ds,
+            low,
+            high,
+            color=INK,
+            alpha=0.15 if level > 85 else 0.3,
+            linewidth=0,
+            label=f"{format_level(level)} %",
+        )
     axes.plot(shown.history["ds"].to_numpy(), shown.history["y"], color=TRUTH, linewidth=1.2, label="observed")
     axes.plot(ds, shown.forecast["mean"], color=INK, linewidth=1.6, label="forecast")
     axes.plot(ds, shown.forecast["y"], "o", color=TRUTH, markersize=3, label="what happened")

@@ -127,7 +127,7 @@ def test_nothing_is_located_from_a_start_off_the_grid(freq: str) -> None:
         calendar.range(_first_on_grid(calendar, pd.Timestamp("2024")), 20),
     )
 
-    assert (calendar.locate(sunday, ds) == OFF_GRID).all()
+    assert (calendar.locate(sunday, ds.append(pd.DatetimeIndex([sunday]))) == OFF_GRID).all()
     with pytest.raises(CalendarError, match=freq):
         calendar.range(sunday, 2)
 
@@ -143,6 +143,14 @@ def test_every_second_month_counts_backwards_from_a_start_in_the_middle() -> Non
     ds = _stamps("2023-12-01", "2024-01-01", "2024-02-01", "2024-03-01", "2024-05-01")
     positions = parse_freq("2MS").locate(pd.Timestamp("2024-03-01"), ds)
     assert positions.tolist() == [OFF_GRID, -1, OFF_GRID, 0, 1]
+
+
+def test_months_that_differ_in_parity_or_hour_are_on_different_grids() -> None:
+    ds = _stamps("2024-01-01", "2024-03-01", "2024-02-01", "2024-03-01T06:00", "2024-03-02")
+    first, third, second, later, off = parse_freq("2MS").phases(ds)
+    assert first == third
+    assert len({first, second, later, off}) == 4
+    assert off == OFF_GRID
 
 
 def test_month_starts_keep_the_hour_the_data_has() -> None:
@@ -244,6 +252,8 @@ def test_an_offset_on_only_some_timestamps_is_refused() -> None:
 def test_text_that_is_not_iso_8601_is_never_guessed(value: str) -> None:
     with pytest.raises(CalendarError, match="ISO 8601"):
         normalise_timestamps(pd.Series(["2024-01-01", value]), parse_freq("D"))
+    with pytest.raises(CalendarError, match="ISO 8601"):
+        normalise_timestamps(pd.Series([value]), parse_freq("D"))
 
 
 @pytest.mark.parametrize("values", [[1, 2], [1.5], [True], ["2024-01-01", 7], [1704067200]])

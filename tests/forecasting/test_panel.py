@@ -79,6 +79,11 @@ def test_unsorted_rows_are_sorted_and_counted() -> None:
     assert [quality.n_unsorted for quality in panel.quality] == [2, 0]
 
 
+def test_unsorted_rows_are_counted_between_rows_of_other_series() -> None:
+    frame = _rows(_series(DAYS[1:2], [2], "a"), _series(DAYS[:1], [5], "b"), _series(DAYS[:1], [1], "a"))
+    assert [quality.n_unsorted for quality in build_panel(frame, "D").quality] == [1, 0]
+
+
 def test_rows_of_several_series_told_in_turn_are_not_unsorted() -> None:
     frame = _rows(_series(DAYS, [1, 2, 3], "a"), _series(DAYS, [4, 5, 6], "b")).sort_values("ds", kind="stable")
     assert [quality.n_unsorted for quality in build_panel(frame, "D").quality] == [0, 0]

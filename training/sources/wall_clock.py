@@ -42,8 +42,6 @@ def parse_timestamps(ds: pd.Series, names: pd.Series, timestamp_format: str | No
             f"give timestamp_format: {', '.join(EPOCH_UNITS)} or a format such as %Y%m%d"
         )
     text = ds if isinstance(ds.dtype, pd.StringDtype) else ds.map(_text, na_action="ignore").astype("str")
-    if timestamp_format is None:
-        _refuse_unread(text, text.mask(text.isin(["now", "today"])), names, _ISO)  # pandas reads these
     return _parse_text(text, names, timestamp_format or "ISO8601")
 
 
@@ -61,12 +59,13 @@ def _parse_epoch(ds: pd.Series, names: pd.Series, unit: EpochUnit) -> pd.Series:
 
 
 def _parse_text(ds: pd.Series, names: pd.Series, timestamp_format: str) -> pd.Series:
+    wanted = _ISO if timestamp_format == "ISO8601" else f"of the form {timestamp_format}"
+    _refuse_unread(ds, ds.mask(ds.isin(["now", "today"])), names, wanted)  # pandas reads these
     try:
         return pd.to_datetime(ds, format=timestamp_format)
     except (ValueError, OverflowError):
         pass  # something cannot be read, or there are several UTC offsets, as on both sides of a clock change
     instants = pd.to_datetime(ds, format=timestamp_format, utc=True, errors="coerce")
-    wanted = _ISO if timestamp_format == "ISO8601" else f"of the form {timestamp_format}"
     _refuse_unread(ds, instants, names, wanted)
     offset = ds.str.contains(r":.*(?:Z|[+-]\d{2}(?::?\d{2})?)\s*$", regex=True) | ds.isna()
     if timestamp_format == "ISO8601" and not offset.all():
@@ -78,10 +77,11 @@ def _parse_text(ds: pd.Series, names: pd.Series, timestamp_format: str) -> pd.Se
 
 
 def _refuse_unread(ds: pd.Series, read: pd.Series, names: pd.Series, wanted: str) -> None:
-    unread = (read.isna() & ds.notna() & (ds.astype(str).str.strip() != "")).to_numpy()
-    if unread.any():
-        row = int(unread.argmax())
-        raise SourceError(f"series {str(names.iloc[row])!r}: the timestamp {str(ds.iloc[row])!r} is not {wanted}")
+    for row in np.flatnonzero(read.isna() & ds.notna()):
+        if str(ds.iloc[row]).strip():  # an empty timestamp is left for the panel to refuse with its series
+            raise SourceError(
+                f"series {str(names.iloc[row])!r}: the timestamp {str(ds.iloc[row])!r} is not {wanted}"
+            )
 
 
 def localise(ds: pd.Series, names: pd.Series, timezone: str) -> pd.Series:

@@ -328,7 +328,7 @@ def test_compact_dates_stored_as_numbers_are_read_when_said_so(load: Load) -> No
     assert frame["ds"].tolist() == [pd.Timestamp("2024-01-31")]
 
 
-@pytest.mark.parametrize("time", ["31.01.2024", "01/02/2024", "1612122400", "202401", "soon", "2024-02-30"])
+@pytest.mark.parametrize("time", ["31.01.2024", "01/02/2024", "1612122400", "202401", "soon", "now", "2024-02-30"])
 def test_a_timestamp_is_never_guessed_and_named_with_its_series(load: Load, time: str) -> None:
     with pytest.raises(SourceError, match=rf"series 'pump-7': the timestamp '{time}' is not in ISO 8601"):
         load(_csv("2024-01-01", time))

@@ -23,7 +23,9 @@ def test_sp500_is_a_price_a_session() -> None:
 
 
 def test_co2_is_a_value_a_week_with_its_59_weeks_missing() -> None:
-    panel = build_panel(SampleSource(dataset="co2").load(CONTEXT), "W-SAT")
+    frame = SampleSource(dataset="co2").load(CONTEXT)
+    assert frame["y"].isna().sum() == 59
+    panel = build_panel(frame, "W-SAT")
     assert panel.unique_ids == ("mauna-loa",)
     assert (panel.n_steps, panel.n_observed, panel.quality[0].n_missing) == (2284, 2225, 59)
 

@@ -276,13 +276,13 @@ def test_prices_and_actions_are_kept_apart_as_fetched_with_the_time(yahoo: Yahoo
 
 def test_a_rate_limit_is_waited_out_with_growing_pauses(yahoo: Yahoo, job: Job) -> None:
     # yfinance itself asks twice, with another cookie, before it gives an attempt up.
-    yahoo.answers = {"AAPL": [TOO_MANY] * 4 + [_chart("AAPL", [1, 2, 3, 4])]}
+    yahoo.answers = {"AAPL": [TOO_MANY] * 6 + [_chart("AAPL", [1, 2, 3, 4])]}
 
     assert len(job.load("AAPL", pause_seconds=4)) == 4
 
-    assert len(job.pauses) == 2
-    assert 2 <= job.pauses[0] <= 6
-    assert 4 <= job.pauses[1] <= 12
+    assert len(job.pauses) == 3
+    for pause, middle in zip(job.pauses, [4, 8, 16], strict=True):
+        assert middle / 2 <= pause <= middle * 1.5
     assert all("AAPL: YFRateLimitError" in note and "asking again in" in note for note in job.notes)
 
 

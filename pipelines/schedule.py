@@ -32,6 +32,9 @@ log = logging.getLogger("hindcast")
 
 APPLICATION = "hindcast"
 QUEUE = "retrain"
+BEAT_SECONDS = 10.0
+"""Seconds between two signs of life."""
+
 T = TypeVar("T")
 
 
@@ -54,10 +57,12 @@ class Worker:
         """Launch the scheduler and wait for SIGTERM, SIGINT or `stop`.
 
         A retraining under way is not waited for: it goes on in its current step when the worker next starts.
+        The scheduler is not shut down either, for a step that fails because its scheduler went away would be
+        taken for a retraining that failed: the caller ends the process, as a power cut would.
 
         Raises:
             JobError: no job has a schedule, or a cron cannot be read.
-            HindcastError: another worker with this name is running here.
+            HindcastError: another worker with this name is running here, or the database cannot be used.
         """
         if not self.job_files:
             raise JobError("no job file has a schedule: nothing for a worker to do")
@@ -65,12 +70,12 @@ class Worker:
         signal.signal(signal.SIGTERM, self._on_signal)
         signal.signal(signal.SIGINT, self._on_signal)
         self._launch()
+        threading.Thread(target=self._beat, name="beat", daemon=True).start()
         for name, path in self.job_files.items():
             schedule = load_job(path).schedule
             log.info("scheduled %s: %s %s", name, schedule and schedule.cron, schedule and schedule.timezone)
         self._stop.wait()
         log.info("worker %s stops", self.settings.worker_id)
-        DBOS.destroy()
 
     def stop(self) -> None:
         """Make `run` return."""
@@ -92,7 +97,24 @@ class Worker:
                 "give this one another HINDCAST_WORKER_ID"
             ) from error
 
+    def _beat(self) -> None:
+        """Touch `<worker_id>.alive` as long as the scheduler's database answers; a health check looks at it."""
+        alive = self.settings.home / f"{self.settings.worker_id}.alive"
+        while not self._stop.is_set():
+            try:
+                DBOS.list_schedules()
+                alive.touch()
+            except Exception as error:  # noqa: BLE001  (whatever the driver raises, there is no sign of life)
+                log.warning("worker %s: %s", self.settings.worker_id, _first_line(error))
+            self._stop.wait(BEAT_SECONDS)
+
     def _launch(self) -> None:
+        try:
+            self._start_scheduler()
+        except Exception as error:
+            raise HindcastError(f"the scheduler's database cannot be used: {_first_line(error)}") from error
+
+    def _start_scheduler(self) -> None:
         config: DBOSConfig = {
             "name": APPLICATION,
             "system_database_url": self.settings.scheduler,
@@ -108,6 +130,10 @@ class Worker:
         DBOS.launch()
         DBOS.register_queue(QUEUE, worker_concurrency=1)
         DBOS.apply_schedules([self._schedule(name, path, workflow) for name, path in self.job_files.items()])
+        # The database remembers the schedules of jobs that are gone, and would go on firing them.
+        for gone in {str(known["schedule_name"]) for known in DBOS.list_schedules()} - set(self.job_files):
+            DBOS.delete_schedule(gone)
+            log.info("no longer scheduled: %s", gone)
 
     def _schedule(self, name: str, path: Path, workflow: Callable[[datetime, Any], None]) -> ScheduleInput:
         schedule = load_job(path).schedule
@@ -134,11 +160,20 @@ def _build_workflow(settings: PipelineSettings) -> Callable[[datetime, Any], Non
         if not is_session_day(run.job, tick):
             log.info("%s: no session on %s, nothing to do", run.job.name, tick)
             return
-        retrain(run, durable_step)
+        try:
+            retrain(run, durable_step)
+        except HindcastError as error:
+            log.error("%s: the retraining of %s failed: %s", run.job.name, tick, error)
+            run.discard()
+            raise
         run.discard()
 
     workflow: Callable[[datetime, Any], None] = DBOS.workflow(name="scheduled_retrain")(scheduled_retrain)
     return workflow
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def durable_step(name: str, function: Callable[..., T], *args: object) -> T:

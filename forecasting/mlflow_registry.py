@@ -60,9 +60,12 @@ def artifact_root_of(uri: str) -> str | None:
 
 def ensure_experiment(client: MlflowClient, uri: str, name: str) -> str:
     """Return the id of the experiment of a job, made with an explicit artefact location on first use."""
-    experiment = client.get_experiment_by_name(name)
-    if experiment is not None:
-        return str(experiment.experiment_id)
+    with _translated(f"experiment {name!r}"):
+        experiment = client.get_experiment_by_name(name)
+        return _create_experiment(client, uri, name) if experiment is None else str(experiment.experiment_id)
+
+
+def _create_experiment(client: MlflowClient, uri: str, name: str) -> str:
     root = artifact_root_of(uri)
     try:
         return str(client.create_experiment(name, None if root is None else f"{root}/{name}"))

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import pandas as pd
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -11,7 +12,7 @@ from rich.table import Table
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
-LEADERBOARD_COLUMNS = ("crps", "skill", "mae", "rmse", "smape", "mase", "rmsse")
+LEADERBOARD_COLUMNS = ("crps", "skill", "mase", "mae", "rmse")
 
 
 class ConsoleReporter:
@@ -55,9 +56,11 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     """Print a table: boxed on a terminal, aligned plain text elsewhere. Numbers are right-aligned."""
     justify = ["right" if all(_is_number(row[i]) for row in rows) else "left" for i in range(len(columns))]
     if out.is_terminal:
-        table = Table(title=title, title_justify="left")
-        for column, side in zip(columns, justify, strict=True):
-            table.add_column(column, justify="right" if side == "right" else "left")
+        table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+        for i, (column, side) in enumerate(zip(columns, justify, strict=True)):
+            # Only the last column of words may wrap; everything else is read as a whole or not at all.
+            wraps = i == len(columns) - 1 and side == "left"
+            table.add_column(column, justify="right" if side == "right" else "left", no_wrap=not wraps)
         for row in rows:
             table.add_row(*row)
         out.print(table)
@@ -85,7 +88,8 @@ def print_leaderboard(job: str, board: pd.DataFrame, metric: str, best: str) -> 
         ]
         for name in board.index
     ]
-    print_table(f"{job}: test scores, best {metric} first (* chosen on validation)", ["model", *columns], rows)
+    titles = [name.replace("coverage_", "in ") + ("%" if name in coverage else "") for name in columns]
+    print_table(f"{job}: test scores, best {metric} first (* chosen on validation)", ["model", *titles], rows)
 
 
 def print_forecast(title: str, frame: pd.DataFrame) -> None:

@@ -1,15 +1,10 @@
 """One contract for every registry: a directory, MLflow on SQLite, an MLflow server, a server on PostgreSQL."""
 
-import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-import httpx
 import numpy as np
 import pytest
 
@@ -26,38 +21,7 @@ from forecasting.registry import (
     rollback,
 )
 from tests.conftest import free_port, make_forecaster
-
-
-@contextmanager
-def mlflow_server(folder: Path, store: str) -> Iterator[str]:
-    """Run a real MLflow server with proxied artefacts."""
-    port = free_port()
-    folder.mkdir(parents=True, exist_ok=True)
-    command = [
-        *(sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store, "--workers", "1"),
-        *("--artifacts-destination", (folder / "proxied").as_uri(), "--serve-artifacts"),
-        *("--host", "127.0.0.1", "--port", str(port), "--allowed-hosts", f"127.0.0.1:{port}"),
-    ]
-    with (folder / "mlflow.log").open("w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, cwd=folder)
-        try:
-            wait_for(f"http://127.0.0.1:{port}/health", process)
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            process.send_signal(signal.SIGTERM)
-            process.wait(timeout=20)
-
-
-def wait_for(url: str, process: "subprocess.Popen[bytes]", seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        assert process.poll() is None, f"the process behind {url} ended with {process.returncode}"
-        try:
-            if httpx.get(url, timeout=2).status_code == 200:
-                return
-        except httpx.TransportError:
-            time.sleep(0.2)
-    raise AssertionError(f"{url} did not answer within {seconds} s")
+from tests.processes import mlflow_server
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,76 @@
+"""The whole way with real processes and nothing but SQLite: what runs on a newcomer's machine.
+
+MLflow server, service and worker: the schedule fires, the winner is promoted, the service answers with it, the
+next one takes its place without a restart, and every process leaves cleanly when told to.
+"""
+
+import signal
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+
+from forecasting.registry import open_registry
+from tests.conftest import free_port
+from tests.processes import Process, answers, ask, mlflow_process, running, wait_for_version, write_job
+
+pytestmark = pytest.mark.slow
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Three processes and the addresses of two."""
+
+    mlflow: Process
+    service: Process
+    worker: Process
+    registry: str
+    address: str
+
+
+@pytest.fixture
+def stack(tmp_path: Path) -> Iterator[Stack]:
+    """An MLflow server, a service and a worker, started at the same time."""
+    port = free_port()
+    jobs = write_job(tmp_path / "jobs", "*/5 * * * * *").parent
+    with ExitStack() as started:
+        registry, mlflow = started.enter_context(mlflow_process(tmp_path, f"sqlite:///{tmp_path}/server.db"))
+        served = {"HINDCAST_REGISTRY_URI": registry, "HINDCAST_PORT": str(port), "HINDCAST_POLL_SECONDS": "0.5"}
+        service = started.enter_context(running(["hindcast", "serve"], tmp_path / "service.log", served))
+        # A worker that comes before its MLflow waits for it, for as long as this allows.
+        trained = {
+            "HINDCAST_TRACKING_URI": registry,
+            "HINDCAST_HOME": str(tmp_path / "home"),
+            "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "7",
+        }
+        command = ["hindcast", "worker", "--jobs", str(jobs)]
+        worker = started.enter_context(running(command, tmp_path / "worker.log", trained))
+        yield Stack(mlflow, service, worker, registry, f"http://127.0.0.1:{port}")
+
+
+def test_a_schedule_becomes_a_forecast_and_then_another(stack: Stack) -> None:
+    stack.service.wait_for_http(f"{stack.address}/health/live")
+    assert httpx.get(f"{stack.address}/health/ready").status_code == 503, "nothing is promoted yet"
+
+    first = wait_for_version(stack.address, 1)
+    second = wait_for_version(stack.address, int(first["version"]) + 1)
+    assert second["alias"] == "champion"
+    forecast = second["forecasts"][0]
+    assert forecast["cutoff"] == "2024-03-14"
+    assert forecast["ds"] == ["2024-03-15", "2024-03-16", "2024-03-17"]
+    bounds = zip(forecast["lo-80"], forecast["mean"], forecast["hi-80"], strict=True)
+    assert all(low < mean < high for low, mean, high in bounds)
+
+    assert stack.worker.stop(signal.SIGINT) == 0, "Ctrl-C"
+    assert "Traceback" not in stack.worker.log
+    champion = open_registry(stack.registry).resolve("pumps")
+    assert champion.tags["hindcast.decision"] == "promoted"
+    wait_for_version(stack.address, int(champion.version))
+
+    assert stack.mlflow.stop(signal.SIGTERM) == 0
+    assert ask(stack.address)["version"] == champion.version, "without its registry the service answers on"
+    assert answers(f"{stack.address}/health/ready")
+    assert stack.service.stop(signal.SIGTERM) == 0

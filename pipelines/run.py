@@ -59,7 +59,9 @@ class Run:
 
     @cached_property
     def tensors(self) -> PanelTensors:
-        return PanelTensors(self.panel, self.job.target.transform, pick_device(self.job.training.device))
+        """Return what may be learnt from and calibrated on, on the device: nothing of the test block."""
+        known = self.panel.before(self.split.test)
+        return PanelTensors(known, self.job.target.transform, pick_device(self.job.training.device))
 
     @cached_property
     def split(self) -> Split:

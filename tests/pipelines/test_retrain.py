@@ -16,7 +16,7 @@ from mlflow.tracking import MlflowClient
 from forecasting.artifact import load_artifact
 from forecasting.errors import ModelNotFoundError, PanelError, SourceError, TrainingError
 from forecasting.registry import CHALLENGER, TAG_DECISION, TAG_REASON, open_registry
-from pipelines.retrain import backtest, retrain, run_now, train
+from pipelines.retrain import backtest, fit_forecaster, load_data, retrain, run_now, train
 from pipelines.run import Run, new_run
 from pipelines.settings import PipelineSettings
 from tests.pipelines.conftest import TINY
@@ -255,6 +255,29 @@ def test_an_interrupted_training_leaves_no_version_and_no_open_run(run: Run, set
         retrain(run, interrupt)
     assert open_registry(settings.registry).models() == []
     assert {r.info.status for r in runs_of(settings) if r.info.run_name.startswith("train ")} == {"KILLED"}
+
+
+def test_the_test_block_changes_no_bit_of_what_is_trained(
+    job_file: Path, settings: PipelineSettings, tmp_path: Path
+) -> None:
+    """The pipeline's own split and tensors, from data that differ in nothing but the test block."""
+    rng = np.random.default_rng(0)
+    y = rng.normal(size=500).cumsum()
+    source = "source: {kind: simulate, n_sensors: 2, n_steps: 500, freq: h, seed: 1}"
+    job_file.write_text(TINY.replace(source, "source: {kind: csv, path: a.csv}"))
+
+    def weights_of(test_block: float) -> dict[str, bytes]:
+        rows = pd.DataFrame({"unique_id": "a", "ds": pd.date_range("2024-01-01", periods=500, freq="h"), "y": y})
+        rows.loc[476:, "y"] += test_block
+        rows.to_csv(tmp_path / "a.csv", index=False)
+        run = new_run(job_file, settings, Listener())
+        load_data(run)
+        assert run.split.test == 476
+        for name in run.networks:
+            fit_forecaster(run, None, name)
+        return {name: (run.artifact(name) / "weights.safetensors").read_bytes() for name in run.networks}
+
+    assert weights_of(0.0) == weights_of(1e7)
 
 
 def test_a_column_the_source_does_not_have_is_named(job_file: Path, settings: PipelineSettings) -> None:

@@ -111,4 +111,6 @@ class Windows:
     def spread(self, at_most: int) -> Tensor:
         """Return the indices of windows, evenly spaced, no more than `at_most`."""
         count = min(len(self), at_most)
-        return torch.linspace(0, max(len(self) - 1, 0), count, device=self.data.device).round().long()
+        # In double precision: single knows no odd whole number above 2^24, and a large panel has more windows.
+        last = max(len(self) - 1, 0)
+        return torch.linspace(0, last, count, dtype=torch.float64, device=self.data.device).round().long()

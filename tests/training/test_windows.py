@@ -80,6 +80,12 @@ def test_a_window_with_nothing_to_learn_is_left_out() -> None:
     assert 30 not in cutoffs, "hardly any input is known"
 
 
+def test_spread_stays_inside_more_windows_than_single_precision_can_count() -> None:
+    windows = Windows(PanelTensors(counting_panel(), "none", CPU), 5, 2, 0, 60)
+    windows.series_M = torch.zeros(1, dtype=torch.long).expand(2**24 + 2)
+    assert windows.spread(100)[-1] == 2**24 + 1
+
+
 @pytest.mark.parametrize("at_most", [1, 7, 10_000])
 def test_spread_covers_the_whole_block(at_most: int) -> None:
     windows = Windows(PanelTensors(counting_panel(), "none", CPU), 5, 2, 0, 60)

@@ -147,7 +147,8 @@ class JobConfig(_Section):
             return content
         target = content.get("target")
         returns = isinstance(target, dict) and target.get("transform") == "log_return"
-        taken: set[str] = set()
+        # The baselines are in every comparison under their own names, so a candidate of such a kind is a second.
+        taken: set[str] = set(BASELINE_KINDS)
         spread = [_spread(item, returns, taken) for item in content["candidates"]]
         return {**content, "candidates": spread}
 
@@ -166,7 +167,7 @@ class JobConfig(_Section):
         repeated = {name for name in names if names.count(name) > 1}
         if repeated:
             raise ValueError(f"two candidates have the name {sorted(repeated)[0]!r}")
-        reserved = {c.name for c in self.candidates if c.name in BASELINE_KINDS and c.network.kind != c.name}
+        reserved = {c.name for c in self.candidates if c.name in BASELINE_KINDS}
         if reserved:
             raise ValueError(f"a candidate cannot take the name of a baseline: {sorted(reserved)[0]!r}")
         for candidate in self.candidates:

@@ -74,6 +74,15 @@ def test_candidates_of_one_kind_are_numbered() -> None:
     assert [c.name for c in job.candidates] == ["lstm", "lstm-2", "lstm-3"]
 
 
+def test_a_candidate_of_a_baselines_kind_stands_beside_the_baseline() -> None:
+    """A seasonal naive of another season must not become the one that skill and the gate measure by."""
+    candidate = {"kind": "seasonal_naive", "input_size": 6, "season_length": 3}
+    job = parse_job(with_field("candidates", [candidate]))
+    assert [c.name for c in job.candidates] == ["seasonal_naive-2"]
+    with pytest.raises(JobError, match="cannot take the name of a baseline: 'seasonal_naive'"):
+        parse_job(with_field("candidates", [{**candidate, "name": "seasonal_naive"}]))
+
+
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [

@@ -158,7 +158,7 @@ def _build_workflow(settings: PipelineSettings) -> Callable[[datetime, Any], Non
         text = durable_step("read", path.read_text)
         run = Run(text, path.parent, _run_key(parse_job(text), tick), settings, LogReporter())
         if not is_session_day(run.job, tick):
-            log.info("%s: no session on %s, nothing to do", run.job.name, tick)
+            log.info("%s: no session on %s, nothing to do", run.job.name, _local_time(run.job, tick).date())
             return
         try:
             retrain(run, durable_step)
@@ -189,12 +189,15 @@ def _run_key(job: JobConfig, tick: datetime | str) -> str:
 
 def is_session_day(job: JobConfig, tick: datetime | str) -> bool:
     """Return whether a tick falls on a session of the exchange the job follows; True where it follows none."""
-    if job.session_calendar is None or job.schedule is None:
+    if job.session_calendar is None:
         return True
-    local = pd.Timestamp(tick).tz_convert(ZoneInfo(job.schedule.timezone))
-    day = pd.Timestamp(local.date())
+    day = pd.Timestamp(_local_time(job, tick).date())
     sessions = parse_freq(job.session_calendar)
     return bool(sessions.locate(day, pd.DatetimeIndex([day]))[0] != OFF_GRID)
+
+
+def _local_time(job: JobConfig, tick: datetime | str) -> pd.Timestamp:
+    return pd.Timestamp(tick).tz_convert(ZoneInfo(job.schedule.timezone if job.schedule else "UTC"))
 
 
 def find_jobs(folder: Path) -> dict[str, Path]:

@@ -127,7 +127,7 @@ def write_job(
     }
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.yaml"
-    path.write_text(yaml.safe_dump(job))
+    path.write_text(yaml.safe_dump(job, sort_keys=False))
     return path
 
 

@@ -131,5 +131,6 @@ DEFAULT_QUANTILES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 
 def quantiles_for(level: tuple[float, ...]) -> tuple[float, ...]:
     """Return the quantiles to train: a grid fine enough for the CRPS, and the bounds of every level."""
-    bounds = {round(side, 6) for lv in level for side in (0.5 - lv / 200, 0.5 + lv / 200)}
+    # Rounded as `interval_bounds` rounds, or the bounds of a level would lie just outside the grid made for it.
+    bounds = {round(side, 9) for lv in level for side in (0.5 - lv / 200, 0.5 + lv / 200)}
     return tuple(sorted(bounds | set(DEFAULT_QUANTILES)))

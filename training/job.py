@@ -12,15 +12,22 @@ import yaml
 from croniter import croniter
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from forecasting.calendar import Sessions, parse_freq
+from forecasting.calendar import Calendar, Sessions, parse_freq
 from forecasting.errors import CalendarError, JobError
 from forecasting.panel import BadSeries
 from forecasting.spec import BASELINE_KINDS, MODEL_NAME_PATTERN, ForecasterSpec, NetworkSpec, quantiles_for
 from forecasting.transforms import Transform
 from training.sources import AnySource
 
-Level = Annotated[float, Field(gt=0, lt=100)]
+Level = Annotated[float, Field(gt=0, le=99.9999)]
 GateMetric = Literal["crps", "mae", "rmse", "mase", "rmsse"]
+
+
+def _known_freq(freq: str) -> Calendar:
+    try:
+        return parse_freq(freq)
+    except CalendarError as error:
+        raise ValueError(str(error)) from error
 
 
 class _Section(BaseModel):
@@ -100,6 +107,13 @@ class ScheduleConfig(_Section):
             raise ValueError(f"unknown time zone {timezone!r}; use an IANA name such as Europe/Berlin") from error
         return timezone
 
+    @field_validator("sessions")
+    @classmethod
+    def _sessions_are_an_exchange(cls, sessions: str | None) -> str | None:
+        if sessions is not None and not isinstance(_known_freq(sessions), Sessions):
+            raise ValueError(f"{sessions!r} is not an exchange calendar such as XNYS")
+        return sessions
+
     @field_validator("cron")
     @classmethod
     def _cron_is_valid(cls, cron: str) -> str:
@@ -116,6 +130,16 @@ class Candidate(_Section):
     )
     network: NetworkSpec
     training: dict[str, Any] = Field(default_factory=dict, description="Overrides of the job's training section.")
+
+    @field_validator("training")
+    @classmethod
+    def _overrides_are_settings(cls, training: dict[str, Any]) -> dict[str, Any]:
+        try:
+            TrainingConfig.model_validate(training)
+        except ValidationError as error:
+            # Raised on as it is, it would name the field as one of the job itself.
+            raise ValueError(_problems(error)) from error
+        return training
 
 
 class JobConfig(_Section):
@@ -155,10 +179,7 @@ class JobConfig(_Section):
     @field_validator("freq")
     @classmethod
     def _freq_is_known(cls, freq: str) -> str:
-        try:
-            parse_freq(freq)
-        except CalendarError as error:
-            raise ValueError(str(error)) from error
+        _known_freq(freq)
         return freq
 
     @model_validator(mode="after")
@@ -173,7 +194,6 @@ class JobConfig(_Section):
         for candidate in self.candidates:
             if "device" in candidate.training:
                 raise ValueError(f"candidate {candidate.name!r} sets device; a job's candidates share its device")
-            self.training_of(candidate)
         return self
 
     def training_of(self, candidate: Candidate) -> TrainingConfig:
@@ -233,9 +253,11 @@ def load_job(path: Path) -> JobConfig:
         JobError: the file is not there, is not YAML, or a field is wrong; the message names it.
     """
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise JobError(f"cannot read the job file {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise JobError(f"cannot read the job file {path}: it is not text in UTF-8") from error
     return parse_job(text, where=str(path))
 
 
@@ -250,10 +272,13 @@ def parse_job(text: str, *, where: str = "job") -> JobConfig:
     try:
         return JobConfig.model_validate(content)
     except ValidationError as error:
-        problems = "; ".join(
-            f"{_path_of(item['loc'])}: {item['msg'].removeprefix('Value error, ')}" for item in error.errors()[:10]
-        )
-        raise JobError(f"{where}: {problems}") from error
+        raise JobError(f"{where}: {_problems(error)}") from error
+
+
+def _problems(error: ValidationError) -> str:
+    return "; ".join(
+        f"{_path_of(item['loc'])}: {item['msg'].removeprefix('Value error, ')}" for item in error.errors()[:10]
+    )
 
 
 def _path_of(loc: tuple[int | str, ...]) -> str:

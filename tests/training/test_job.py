@@ -8,6 +8,7 @@ import yaml
 from pydantic import BaseModel
 
 from forecasting.errors import JobError
+from forecasting.forecaster import interval_bounds
 from training import job as job_module
 from training.job import JobConfig, load_job, parse_job
 
@@ -91,17 +92,21 @@ def test_a_candidate_of_a_baselines_kind_stands_beside_the_baseline() -> None:
         ("candidates.0.hiden_size", 1, r"candidates\[0\].*hiden_size: Extra"),
         ("candidates.0.hidden_size", 0, r"candidates\[0\].*hidden_size"),
         ("candidates.0.kind", "transformer", r"candidates\[0\].*transformer"),
-        ("candidates.0.training", {"nope": 1}, r"nope"),
+        ("candidates.0.training", {"nope": 1}, r"candidates\[0\]\.training: nope: Extra"),
+        ("candidates.0.training", {"learning_rate": 7}, r"candidates\[0\]\.training: learning_rate: "),
         ("candidates", [], r"candidates"),
         ("candidates", [{"kind": "mlp", "input_size": 5, "name": "a"}] * 2, r"two candidates have the name 'a'"),
         ("candidates.0.name", "ridge", r"name of a baseline: 'ridge'"),
         ("freq", "fortnight", r"freq: .*unknown frequency 'fortnight'"),
         ("horizon", 0, r"horizon"),
         ("level", [120], r"level\[0\]"),
+        ("level", [99.99999999], r"level\[0\]"),
         ("name", "My Job", r"name: "),
         ("schedule", {"cron": "61 * * * *"}, r"schedule\.cron: .*not a cron"),
         ("schedule", {"cron": "* * *"}, r"schedule\.cron: .*not a cron"),
         ("schedule", {"cron": "0 6 * * 1", "timezone": "Mars/Olympus"}, r"unknown time zone 'Mars/Olympus'"),
+        ("schedule", {"cron": "0 6 * * 1", "sessions": "NOPE"}, r"schedule\.sessions: .*'NOPE'"),
+        ("schedule", {"cron": "0 6 * * 1", "sessions": "D"}, r"schedule\.sessions: 'D' is not an exchange"),
         ("source", {"kind": "oracle"}, r"source: .*oracle"),
         ("training.learning_rate", float("nan"), r"training\.learning_rate"),
     ],
@@ -120,6 +125,21 @@ def test_what_is_no_job_is_refused(text: str) -> None:
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(JobError, match=r"cannot read the job file .*nowhere.yaml"):
         load_job(tmp_path / "nowhere.yaml")
+
+
+def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(JobError, match=r"job.yaml: it is not text in UTF-8"):
+        load_job(tmp_path / "job.yaml")
+
+
+@pytest.mark.parametrize("level", [0.001, 50, 99.9, 99.12345, 200 / 3, 99.9999])
+def test_every_level_a_job_may_ask_for_can_be_answered(level: float) -> None:
+    job = parse_job(with_field("level", [level]))
+    spec = job.spec_of(job.candidates[0].network)
+    low, high = interval_bounds(spec.quantiles, level)
+    assert low in spec.quantiles
+    assert high in spec.quantiles
 
 
 def test_every_field_of_the_job_file_says_what_it_is() -> None:

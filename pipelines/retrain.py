@@ -33,7 +33,7 @@ from forecasting.registry import (
 from forecasting.spec import BASELINE_KINDS
 from pipelines.promotion import Decision, Evidence, decide
 from pipelines.run import Run
-from training.backtest import Backtest, leaderboard, run_backtest, validation_cutoffs
+from training.backtest import Backtest, leaderboard, plan_split, run_backtest, validation_cutoffs
 from training.baselines import fit_baseline
 from training.calibrate import calibrate
 from training.fit import Log, fit, log_nothing
@@ -155,6 +155,8 @@ def load_data(run: Run) -> str:
     for problem in panel.dropped.values():
         run.reporter.say(f"left out: {problem}")
     _check_transform(job, panel)
+    # Once, here: found later it would be found by every forecaster again.
+    plan_split(panel, job)
     save_panel(panel, run.folder / "panel.npz")
     run.reporter.say(f"{job.name}: {panel.describe()}")
     return panel.describe()

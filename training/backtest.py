@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from forecasting.calendar import timestamps_after
+from forecasting.calendar import format_timestamp, timestamps_after
 from forecasting.errors import TrainingError
 from forecasting.forecaster import (
     Forecaster,
@@ -29,6 +29,7 @@ from forecasting.panel import Panel
 from forecasting.spec import ForecasterSpec
 from forecasting.transforms import apply_transform
 from training import metrics
+from training.baselines import baseline_specs
 from training.job import JobConfig
 from training.windows import Split
 
@@ -53,7 +54,8 @@ def plan_split(panel: Panel, job: JobConfig) -> Split:
     """Divide the grid into training, validation and test, in the order of time.
 
     Raises:
-        TrainingError: the data is too short for the evaluation the job asks for; the message has the sum.
+        TrainingError: the data is too short for the evaluation the job asks for, or the validation block for
+            a forecast; the message has the numbers.
     """
     last_cutoff = panel.n_steps - 1 - job.horizon
     windows = job.evaluation.n_windows
@@ -61,13 +63,18 @@ def plan_split(panel: Panel, job: JobConfig) -> Split:
     test = cutoffs[0] + 1
     default = max(job.horizon + 20, round(VALIDATION_SHARE * panel.n_steps))
     size = job.evaluation.validation_size or default
-    longest = max(candidate.network.input_size for candidate in job.candidates)
+    if size < job.horizon:
+        raise TrainingError(
+            f"job {job.name!r} has a validation_size of {size} steps; a forecast of {job.horizon} does not fit in"
+        )
+    longest = max(network.input_size for network in baseline_specs(job).values())
     if test - size < longest + job.horizon:
         tested = panel.n_steps - test
         raise TrainingError(
             f"job {job.name!r} has {panel.n_steps} steps of data and needs at least "
-            f"{longest + job.horizon + size + tested}: input_size {longest} + horizon {job.horizon} "
-            f"+ validation {size} + test {tested} ({windows} windows, step {job.step_size})"
+            f"{longest + job.horizon + size + tested}: longest window {longest} (the largest input_size, or the "
+            f"season of {job.season} and one) + horizon {job.horizon} + validation {size} + test {tested} "
+            f"({windows} windows, step {job.step_size})"
         )
     return Split(validation=test - size, test=test, cutoffs=cutoffs)
 
@@ -206,12 +213,16 @@ def run_backtest(
         in_sample: position before which the scales of MASE and RMSSE are measured.
 
     Raises:
-        TrainingError: no series has enough history at any cutoff.
+        TrainingError: no series has a value, enough history and a target at any cutoff.
     """
     spec = forecaster.spec
     series_B, cutoff_B = _questions(panel, cutoffs, spec.horizon, history_needed)
     if not len(series_B):
-        raise TrainingError(f"no series has {history_needed} steps of history and a target at any test cutoff")
+        first, last = (format_timestamp(panel.ds[c], panel.calendar) for c in (min(cutoffs), max(cutoffs)))
+        raise TrainingError(
+            f"no series can be asked at any cutoff from {first} to {last}: that takes a value at the cutoff, "
+            f"{history_needed} steps of history before it and a target after it"
+        )
     history = np.arange(1 - spec.input_size, 1)
     ahead = np.arange(1, spec.horizon + 1)
     quantiles_BHQ = forecaster.predict(panel.y_NT[series_B[:, None], cutoff_B[:, None] + history])

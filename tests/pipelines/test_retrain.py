@@ -245,6 +245,15 @@ def test_nothing_to_compare_is_an_error_that_names_every_cause(
     assert {r.info.status for r in runs_of(settings) if r.info.run_name.startswith("train ")} == {"FAILED"}
 
 
+def test_data_too_short_is_one_error_and_no_run(job_file: Path, settings: PipelineSettings) -> None:
+    job_file.write_text(TINY.replace("n_windows: 6", "n_windows: 600"))
+    listener = Listener()
+    with pytest.raises(TrainingError, match=r"^job 'tiny' has 500 steps of data and needs at least"):
+        retrain(new_run(job_file, settings, listener))
+    assert not any("failed" in line for line in listener.lines)
+    assert runs_of(settings) == []
+
+
 def test_an_interrupted_training_leaves_no_version_and_no_open_run(run: Run, settings: PipelineSettings) -> None:
     def interrupt(name: str, function: Callable[..., T], *args: object) -> T:
         if name == "fit lstm":

@@ -49,8 +49,20 @@ def test_blocks_follow_each_other_in_time() -> None:
 
 
 def test_data_too_short_for_the_evaluation_is_refused_with_the_sum() -> None:
-    with pytest.raises(TrainingError, match=r"60 steps.*at least 113: input_size 5 \+ horizon 4"):
+    with pytest.raises(TrainingError, match=r"60 steps.*at least 133: longest window 25 .* \+ horizon 4"):
         plan_split(make_panel(1, 60, "h"), job(n_windows=20))
+
+
+def test_a_season_that_does_not_fit_into_the_data_is_refused_with_the_sum() -> None:
+    long = job(n_windows=5).model_copy(update={"season_length": 1000})
+    with pytest.raises(TrainingError, match=r"longest window 1001 .*the season of 1000"):
+        plan_split(make_panel(1, 200, "h"), long)
+
+
+def test_a_validation_block_too_short_for_a_forecast_is_refused() -> None:
+    with pytest.raises(TrainingError, match=r"validation_size of 3 steps; a forecast of 4 does not fit in"):
+        plan_split(make_panel(1, 200, "h"), job(n_windows=5, validation_size=3))
+    plan_split(make_panel(1, 200, "h"), job(n_windows=5, validation_size=4))
 
 
 @pytest.mark.parametrize("network", NETWORKS, ids=lambda n: n.kind)
@@ -155,7 +167,7 @@ def test_the_leaderboard_is_sorted_and_knows_the_skill() -> None:
 
 
 def test_nobody_to_ask_is_an_error() -> None:
-    with pytest.raises(TrainingError, match="no series has 500 steps of history"):
+    with pytest.raises(TrainingError, match=r"from 2024-05-30 to 2024-05-30: .* 500 steps of history"):
         run_backtest(make_forecaster(), make_panel(1, 200), (150,), history_needed=500, in_sample=151)
 
 

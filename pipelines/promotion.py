@@ -36,6 +36,8 @@ def decide(
 ) -> Decision:
     """Promote a challenger that beats the seasonal naive and is not worse than the champion.
 
+    Who has no finite score loses: a challenger stays out, and a champion or a baseline stops nobody.
+
     Args:
         challenger: the best candidate of this training.
         champion: the model in use, asked at the same cutoffs; None where there is none to compare with.
@@ -47,18 +49,20 @@ def decide(
     if not math.isfinite(challenger.score):
         return Decision(promote=False, reason=f"{asked}: {challenger.name} has no finite score")
     rival = _compare(challenger, seasonal_naive, gate, lags)
-    if not challenger.score < seasonal_naive.score:
+    if challenger.score >= seasonal_naive.score:
         return Decision(promote=False, reason=f"{asked}: {rival}; no skill")
     if champion is None:
         return Decision(promote=True, reason=f"{asked}: {rival}; no champion to compare with")
     against = _compare(challenger, champion, gate, lags)
-    if not challenger.score <= champion.score:
+    if challenger.score > champion.score:
         return Decision(promote=False, reason=f"{asked}: {against}; worse than the champion")
     return Decision(promote=True, reason=f"{asked}: {against}; {rival}")
 
 
 def _compare(challenger: Evidence, rival: Evidence, gate: GateConfig, lags: int) -> str:
     """Write both scores and whether they differ by more than chance."""
+    if not math.isfinite(rival.score):
+        return f"{challenger.name} {challenger.score:.4g}, {rival.name} has no finite score"
     sign = "<" if challenger.score < rival.score else "=" if challenger.score == rival.score else ">"
     scores = f"{challenger.name} {challenger.score:.4g} {sign} {rival.name} {rival.score:.4g}"
     if sign == "=":

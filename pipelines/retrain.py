@@ -248,6 +248,8 @@ def backtest_all(run: Run, fitted: Sequence[Fitted]) -> Report:
         test = backtest_of(run, run.artifact(name), run.split.cutoffs)
         before = backtest_of(run, run.artifact(name), validation_cutoffs(run.split, run.job.horizon))
         scores[name], validation[name] = test.scores(), before.scores()
+        if test.unanswered:
+            run.reporter.say(f"{name} has no score: it gives no finite forecast for {_listed(test.unanswered)}")
         losses[name] = test.loss_by_cutoff(metric).tolist()
         if run_id is not None:
             run.tracker.log_backtest(run_id, before, test, name, figures=run.candidate(name) is not None)
@@ -267,6 +269,11 @@ def backtest_all(run: Run, fitted: Sequence[Fitted]) -> Report:
         "validation": validation,
         "losses": losses,
     }
+
+
+def _listed(unique_ids: Sequence[str]) -> str:
+    shown = ", ".join(repr(unique_id) for unique_id in unique_ids[:5])
+    return shown + (f" and {len(unique_ids) - 5} more series" if len(unique_ids) > 5 else "")
 
 
 def _usable(run: Run, fitted: Sequence[Fitted]) -> list[Fitted]:

@@ -109,8 +109,17 @@ class Backtest:
         point_BH = quantiles_BHQ @ mean_weights(self.spec.quantiles)
         return _Scored(to_model(self.actual_BH), quantiles_BHQ, point_BH, to_model(last_B))
 
+    @property
+    def unanswered(self) -> tuple[str, ...]:
+        """Return the series for which a forecast is none."""
+        none_B = np.isnan(self.quantiles_BHQ).any(axis=(1, 2))
+        return tuple(self.panel.unique_ids[n] for n in np.unique(self.series_B[none_B]))
+
     def scores(self) -> dict[str, float]:
-        """Return every metric over all forecasts; names as they stand in MLflow after `test/`."""
+        """Return every metric over all forecasts; names as they stand in MLflow after `test/`.
+
+        All are NaN where a forecast is none: who answers the easy questions only has no score to compare.
+        """
         actual_BH, quantiles_BHQ, point_BH, last_B = self._scored
         observed_point_BH = summarise(self.quantiles_BHQ, self.spec.quantiles, ())["mean"]
         scores = {
@@ -126,7 +135,7 @@ class Backtest:
             low_BH, high_BH = self._interval(quantiles_BHQ, level)
             scores[f"coverage_{format_level(level)}"] = metrics.coverage(actual_BH, low_BH, high_BH)
             scores[f"width_{format_level(level)}"] = metrics.width(low_BH, high_BH)
-        return scores
+        return dict.fromkeys(scores, float("nan")) if self.unanswered else scores
 
     def _interval(self, quantiles_BHQ: FloatArray, level: float) -> tuple[FloatArray, FloatArray]:
         low, high = interval_bounds(self.spec.quantiles, level)

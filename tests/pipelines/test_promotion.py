@@ -58,6 +58,14 @@ def test_an_advantage_of_chance_is_called_that() -> None:
     assert "not significant" in decision.reason
 
 
+def test_a_champion_without_a_score_stops_nobody_and_is_named() -> None:
+    champion = Evidence("champion v3", float("nan"), (float("nan"),) * 40)
+    decision = decide(evidence("lstm", 0.5), champion, BASELINE, GATE, lags=0)
+    assert decision.promote
+    assert "champion v3 has no finite score" in decision.reason
+    assert not decide(evidence("lstm", 1.2), champion, BASELINE, GATE, lags=0).promote
+
+
 @pytest.mark.parametrize("score", [float("nan"), float("inf")])
 def test_a_score_that_is_no_number_is_refused(score: float) -> None:
     decision = decide(Evidence("lstm", score, (score,)), None, BASELINE, GATE, lags=0)

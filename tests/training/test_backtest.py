@@ -166,6 +166,20 @@ def test_the_leaderboard_is_sorted_and_knows_the_skill() -> None:
     assert board["skill"].tolist() == [0.75, 0.0, -0.5]
 
 
+def test_who_answers_the_easy_questions_only_has_no_score() -> None:
+    """A squared value of 1e25 does not fit into single precision: the window has no scale, the answer is none."""
+    panel = make_panel(2, 200)
+    y_NT = panel.y_NT * np.array([[1.0], [1e25]])
+    huge = Panel(panel.unique_ids, panel.ds, y_NT, panel.calendar)
+    test = ask(make_forecaster(MLPSpec(input_size=10)), huge)
+    assert test.unanswered == ("pump-1",)
+    assert all(np.isnan(value) for value in test.scores().values())
+    per_series = test.per_series().set_index("unique_id")["mae"]
+    assert np.isfinite(per_series["pump-0"])
+    assert np.isnan(per_series["pump-1"])
+    assert ask(make_forecaster(NaiveSpec(input_size=10)), huge).unanswered == ()
+
+
 def test_nobody_to_ask_is_an_error() -> None:
     with pytest.raises(TrainingError, match=r"from 2024-05-30 to 2024-05-30: .* 500 steps of history"):
         run_backtest(make_forecaster(), make_panel(1, 200), (150,), history_needed=500, in_sample=151)

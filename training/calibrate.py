@@ -51,5 +51,6 @@ def _residuals(network: QuantileNetwork, validation: Windows) -> Tensor:
 def _conformal_quantile(residual_M: Tensor, probability: float) -> Tensor:
     """Return the residual that a share of `probability` of new ones stays below, corrected for M being finite."""
     count = len(residual_M)
-    corrected = probability * (count + 1) / count if probability > 0.5 else probability - (1 - probability) / count
-    return torch.quantile(residual_M.double(), min(1.0, max(0.0, corrected))).float()
+    # Outwards from the median, which has no outside: to push it down would be a bias.
+    outwards = 0.0 if probability == 0.5 else probability if probability > 0.5 else probability - 1
+    return torch.quantile(residual_M.double(), min(1.0, max(0.0, probability + outwards / count))).float()

@@ -13,7 +13,7 @@ def diebold_mariano(loss_K: FloatArray, other_K: FloatArray, lags: int) -> float
     """Return the two-sided p-value that two forecasters are equally accurate.
 
     Args:
-        loss_K: one forecaster's losses at K cutoffs, in time order.
+        loss_K: one forecaster's losses at K cutoffs, in time order; a cutoff where either is NaN is left out.
         other_K: the other's, at the same cutoffs.
         lags: cutoffs whose forecasts overlap (horizon over step, less one): their losses are correlated.
 
@@ -22,6 +22,7 @@ def diebold_mariano(loss_K: FloatArray, other_K: FloatArray, lags: int) -> float
         Newbold (1997), against Student's t; 1 when the losses do not differ at all.
     """
     difference_K = loss_K - other_K
+    difference_K = difference_K[np.isfinite(difference_K)]
     count = len(difference_K)
     if count < 2 or not np.any(difference_K):
         return 1.0

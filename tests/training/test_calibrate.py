@@ -1,6 +1,7 @@
 """Calibration: a share of the targets below each quantile, whatever the network said."""
 
 import numpy as np
+import pytest
 import torch
 
 from forecasting.forecaster import Forecaster
@@ -8,7 +9,7 @@ from forecasting.networks import build_network
 from forecasting.panel import Panel
 from forecasting.spec import MLPSpec, NaiveSpec
 from tests.conftest import make_panel, make_spec
-from training.calibrate import calibrate
+from training.calibrate import _conformal_quantile, calibrate
 from training.windows import PanelTensors, Windows
 
 
@@ -42,6 +43,15 @@ def test_a_point_forecast_gets_intervals_that_cover() -> None:
 def test_an_untrained_network_is_corrected_to_cover() -> None:
     coverage, _ = coverage_after_calibration(MLPSpec(input_size=30, hidden_size=8))
     assert 0.76 < coverage < 0.84
+
+
+def test_calibration_treats_both_sides_alike_and_leaves_the_median_where_it_is() -> None:
+    residual_M = torch.arange(-10.0, 11.0)
+    low, middle, high = (float(_conformal_quantile(residual_M, q)) for q in (0.1, 0.5, 0.9))
+    assert middle == 0.0
+    assert low == pytest.approx(-high)
+    # 18.9th of 21 by rank 0.9 * (21 + 1), where a plain quantile takes the 18th.
+    assert high > float(residual_M.quantile(0.9))
 
 
 def test_too_few_residuals_leave_a_network_as_it_is() -> None:

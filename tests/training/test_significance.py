@@ -28,6 +28,13 @@ def test_a_forecaster_does_not_differ_from_itself() -> None:
     assert diebold_mariano(losses, losses, lags=3) == 1.0
 
 
+def test_a_cutoff_without_a_loss_is_left_out() -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=40), rng.normal(0.3, 1, size=40)
+    with_gap = diebold_mariano(np.insert(a, 7, np.nan), np.insert(b, 7, 1.0), lags=0)
+    assert with_gap == diebold_mariano(a, b, lags=0)
+
+
 def test_a_constant_advantage_is_certain() -> None:
     assert diebold_mariano(np.arange(10.0), np.arange(10.0) + 1, lags=0) == 0.0
 

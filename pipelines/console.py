@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import pandas as pd
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -56,13 +57,13 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     """Print a table: boxed on a terminal, aligned plain text elsewhere. Numbers are right-aligned."""
     justify = ["right" if all(_is_number(row[i]) for row in rows) else "left" for i in range(len(columns))]
     if out.is_terminal:
-        table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+        table = Table(title=escape(title), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
         for i, (column, side) in enumerate(zip(columns, justify, strict=True)):
             # Only the last column of words may wrap; everything else is read as a whole or not at all.
             wraps = i == len(columns) - 1 and side == "left"
-            table.add_column(column, justify="right" if side == "right" else "left", no_wrap=not wraps)
+            table.add_column(escape(column), justify="right" if side == "right" else "left", no_wrap=not wraps)
         for row in rows:
-            table.add_row(*row)
+            table.add_row(*map(escape, row))
         out.print(table)
         return
     widths = [max(len(cell) for cell in column) for column in zip(columns, *rows, strict=True)]
@@ -74,7 +75,11 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
 
 
 def _is_number(cell: str) -> bool:
-    return cell.replace(",", "").replace(".", "").lstrip("-").replace("e-", "").isdecimal() or cell == "nan"
+    try:
+        float(cell.replace(",", ""))
+    except ValueError:
+        return False
+    return True
 
 
 def print_leaderboard(job: str, board: pd.DataFrame, metric: str, best: str) -> None:

@@ -21,7 +21,7 @@ class Reporter(Protocol):
 
 
 class LogReporter:
-    """Writes log lines: what the worker uses, and the command line away from a terminal."""
+    """Writes log lines: what the worker uses."""
 
     def say(self, line: str) -> None:
         log.info(line)

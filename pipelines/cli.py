@@ -7,7 +7,7 @@ answer; 4 no such model, version or alias; 130 interrupted.
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -27,6 +27,7 @@ from forecasting.errors import (
 from forecasting.frame import forecast_frame
 from forecasting.registry import (
     CHAMPION,
+    TAG_DECISION,
     TAG_REASON,
     ModelVersion,
     load_version,
@@ -142,11 +143,13 @@ def backtest_command(
 
     Example: `hindcast backtest jobs/co2.yaml --out results`
     """
+    if picture is not None and picture.suffix.lower() not in (".png", ".svg"):
+        raise InputError(f"--picture draws a .png or a .svg, not {picture.name!r}")
 
     def run_and_save(run: Run) -> Outcome:
         outcome = backtest(run)
         if to is not None:
-            _save_backtests(run, to)
+            _save_backtests(run, [name for name in run.networks if name in outcome.report["scores"]], to)
         if picture is not None:
             _save_picture(run, outcome.report["best"], picture)
         return outcome
@@ -154,15 +157,15 @@ def backtest_command(
     _train_with(job, run_and_save)
 
 
-def _save_backtests(run: Run, folder: Path) -> None:
-    for name in run.networks:
+def _save_backtests(run: Run, names: Sequence[str], folder: Path) -> None:
+    for name in names:
         test = backtest_of(run, run.artifact(name), run.split.cutoffs)
         (folder / name).mkdir(parents=True, exist_ok=True)
         test.to_frame().to_parquet(folder / name / "forecasts.parquet")
         test.per_series().to_parquet(folder / name / "per_series.parquet")
         save_html(forecast_figure(test, name), folder / name / "forecast.html")
         save_html(error_by_step_figure(test, name), folder / name / "error_by_step.html")
-    run.reporter.say(f"forecasts and figures of {len(run.networks)} models are in {folder}")
+    run.reporter.say(f"forecasts and figures of {len(names)} models are in {folder}")
 
 
 def _save_picture(run: Run, best: str, path: Path) -> None:
@@ -258,7 +261,7 @@ def promote_command(
     Example: `hindcast promote co2 3 --reason "sensor was replaced"`
     """
     registry = open_registry(read_settings().registry)
-    champion = promote(registry, model, version, {TAG_REASON: reason})
+    champion = promote(registry, model, version, {TAG_DECISION: "promoted", TAG_REASON: reason})
     out.print(f"{model} version {champion.version} is the champion", markup=False)
 
 

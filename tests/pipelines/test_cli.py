@@ -20,7 +20,7 @@ from forecasting.errors import (
     TrainingError,
 )
 from forecasting.frame import forecast_frame
-from forecasting.registry import load_version, open_registry
+from forecasting.registry import TAG_DECISION, load_version, open_registry
 from pipelines.cli import app, exit_code_of
 from pipelines.settings import PipelineSettings
 from tests.conftest import free_port
@@ -66,6 +66,7 @@ def test_the_life_of_a_model(cli: CliRunner, job_file: Path, settings: PipelineS
     promoted = cli.invoke(app, ["promote", "tiny", "1", "--reason", "by hand, to see"])
     assert promoted.output.strip() == "tiny version 1 is the champion"
     assert "by hand, to see" in cli.invoke(app, ["models"]).output
+    assert open_registry(settings.registry).resolve("tiny").tags[TAG_DECISION] == "promoted"
     assert cli.invoke(app, ["rollback", "tiny"]).output.strip() == "tiny version 2 is the champion again"
 
     source = SimulateSource(n_sensors=2, n_steps=100, freq="h", seed=1, missing_rate=0.0)
@@ -100,6 +101,22 @@ def test_a_backtest_can_be_kept_and_drawn(cli: CliRunner, job_file: Path, tmp_pa
     assert {"unique_id", "cutoff", "ds", "step", "y", "mean", "lo-80", "hi-95"} <= set(rows.columns)
     assert (tmp_path / "results/naive/error_by_step.html").stat().st_size > 1_000_000
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_backtest_is_kept_without_the_candidate_that_failed(
+    cli: CliRunner, gappy_job: Path, tmp_path: Path
+) -> None:
+    command = ["backtest", str(gappy_job), "--out", str(tmp_path / "results")]
+    kept = cli.invoke(app, command, catch_exceptions=False)
+    assert "lstm failed: no window to train with" in kept.output
+    assert kept.exit_code == 0
+    assert {path.name for path in (tmp_path / "results").iterdir()} == {"naive", "seasonal_naive", "drift", "mlp"}
+
+
+def test_a_picture_that_cannot_be_drawn_is_refused_before_the_training(cli: CliRunner, job_file: Path) -> None:
+    result = cli.invoke(app, ["backtest", str(job_file), "--picture", "forecast.doc"])
+    assert isinstance(result.exception, InputError)
+    assert "epoch" not in result.output
 
 
 def test_a_finished_or_failed_run_leaves_no_folder_behind(

@@ -5,8 +5,10 @@ too (`mlflow.pyfunc.load_model("models:/co2@champion")`, through `_load_pyfunc` 
 nothing but that directory. No pickle is written, and reading one is switched off.
 """
 
+import fcntl
 import json
 import os
+import secrets
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -31,6 +33,7 @@ from mlflow.entities.model_registry import ModelVersion as MlflowModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.models.model import ModelInfo
+from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from mlflow.tracking import MlflowClient
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
@@ -59,6 +62,40 @@ def artifact_root_of(uri: str) -> str | None:
     raise RegistryError(f"set HINDCAST_ARTIFACT_ROOT: {uri.split('://')[0]} stores no artefacts itself")
 
 
+def open_client(uri: str) -> MlflowClient:
+    """Open a store of runs and models.
+
+    Raises:
+        RegistryError: the URI names no store, or the store cannot be used.
+        RegistryUnavailableError: it does not answer.
+    """
+    with _translated("the registry"):
+        if uri.startswith("sqlite:///"):
+            _ensure_database(Path(uri.removeprefix("sqlite:///")).absolute(), artifact_root_of(uri) or "")
+        return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def _ensure_database(path: Path, artifact_root: str) -> None:
+    """Make a SQLite store that is not there, whole or not at all, whoever else is about to make it.
+
+    MLflow builds its tables in dozens of steps, and can neither share the work nor take it up again.
+    """
+    if path.exists():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_name(f".{path.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if path.exists():
+            return
+        draft = path.with_name(f".{path.name}-{secrets.token_hex(6)}")
+        try:
+            store = SqlAlchemyStore(f"sqlite:///{draft}", artifact_root)
+            store.engine.dispose()
+            draft.rename(path)
+        finally:
+            draft.unlink(missing_ok=True)
+
+
 def ensure_experiment(client: MlflowClient, uri: str, name: str) -> str:
     """Return the id of the experiment of a job, made with an explicit artefact location on first use."""
     with _translated(f"experiment {name!r}"):
@@ -82,11 +119,8 @@ class MlflowRegistry:
     """Models, versions, aliases and tags in an MLflow model registry."""
 
     def __init__(self, uri: str) -> None:
-        if uri.startswith("sqlite:///"):
-            Path(uri.removeprefix("sqlite:///")).absolute().parent.mkdir(parents=True, exist_ok=True)
         self.uri = uri
-        with _translated("the registry"):
-            self._client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+        self._client = open_client(uri)
 
     def publish(
         self, model: str, artifact: Path, tags: Mapping[str, str], run_id: str | None = None

@@ -18,7 +18,7 @@ from typing import Any
 import pandas as pd
 
 # This import comes before MLflow's own: it sets what MLflow reads when it is imported.
-from forecasting.mlflow_registry import ensure_experiment  # isort: skip
+from forecasting.mlflow_registry import ensure_experiment, open_client  # isort: skip
 import mlflow.data
 from mlflow.entities import DatasetInput, InputTag, Metric, Param
 from mlflow.tracking import MlflowClient
@@ -40,7 +40,7 @@ class Tracker:
 
     def __init__(self, uri: str, job: JobConfig, job_text: str) -> None:
         self.uri, self.job, self.job_text = uri, job, job_text
-        self._client = MlflowClient(tracking_uri=uri)
+        self._client = open_client(uri)
         self._experiment_id = ensure_experiment(self._client, uri, job.name)
 
     def start_training(self, panel: Panel, tags: Mapping[str, str]) -> str:

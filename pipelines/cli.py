@@ -62,6 +62,8 @@ EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (
     (HindcastError, 1),
 )
 
+EXIT_INTERRUPTED = 130
+
 JobFile = Annotated[Path, typer.Argument(metavar="JOB", help="A job file, such as jobs/co2.yaml.")]
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="A registered model: the name of its job.")]
 
@@ -81,9 +83,11 @@ def main() -> None:
     except HindcastError as error:
         err.print(f"error: {error}", style="red", markup=False)
         raise SystemExit(exit_code_of(error)) from None
-    except KeyboardInterrupt:
-        err.print("interrupted; nothing was left half done", markup=False)
-        raise SystemExit(130) from None
+    except SystemExit as end:
+        # Typer has made this exit code of the KeyboardInterrupt.
+        if end.code == EXIT_INTERRUPTED:
+            err.print("interrupted; nothing was left half done", markup=False)
+        raise
 
 
 def read_settings() -> PipelineSettings:

@@ -9,10 +9,13 @@ K test cutoffs.
 
 import math
 import shutil
+import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any, Protocol, TypedDict, TypeVar
 
 import numpy as np
@@ -105,10 +108,11 @@ def retrain(run: Run, step: StepRunner = run_now) -> Outcome:
     with _closing(run, parent):
         fitted = [step(f"fit {name}", fit_forecaster, run, parent, name) for name in run.networks]
         report = step("backtest", backtest_all, run, fitted)
-        version = step("publish", publish_best, run, parent, report)
-        decision = Decision(**step("decide", decide_promotion, run, parent, report, version))
-        if decision.promote:
-            step("promote", promote_version, run, version)
+        with _carrying_through(run):
+            version = step("publish", publish_best, run, parent, report)
+            decision = Decision(**step("decide", decide_promotion, run, parent, report, version))
+            if decision.promote:
+                step("promote", promote_version, run, version)
     return Outcome(run.job.name, data, report, version, decision)
 
 
@@ -119,7 +123,8 @@ def train(run: Run) -> Outcome:
     with _closing(run, parent):
         fitted = [fit_forecaster(run, parent, name) for name in run.networks]
         report = backtest_all(run, fitted)
-        version = publish_best(run, parent, report)
+        with _carrying_through(run):
+            version = publish_best(run, parent, report)
     return Outcome(run.job.name, data, report, version, None)
 
 
@@ -139,6 +144,28 @@ def _closing(run: Run, parent: str) -> Iterator[None]:
         run.tracker.end_training(parent, "FAILED" if isinstance(error, Exception) else "KILLED")
         raise
     run.tracker.end_training(parent)
+
+
+@contextmanager
+def _carrying_through(run: Run) -> Iterator[None]:
+    """Let the first Ctrl-C wait: a version without its decision, or a decision not carried out, is half done.
+
+    The second one stops at once. A worker trains in a thread, where no Ctrl-C arrives.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def note(number: int, frame: FrameType | None) -> None:
+        del number, frame
+        signal.signal(signal.SIGINT, before)
+        run.reporter.say("the model is being registered, which takes a moment; Ctrl-C again stops at once")
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def load_data(run: Run) -> str:

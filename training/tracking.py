@@ -56,9 +56,10 @@ class Tracker:
             tags={**tags, **_data_tags(panel), **_code_tags()},
         )
         run_id = str(run.info.run_id)
-        self._client.log_text(run_id, self.job_text, "job.yaml")
-        self._log_params(run_id, {"job": self.job.model_dump(mode="json", exclude={"candidates"})})
-        self._log_data(run_id, panel)
+        with self._closing_on_error(run_id):
+            self._client.log_text(run_id, self.job_text, "job.yaml")
+            self._log_params(run_id, {"job": self.job.model_dump(mode="json", exclude={"candidates"})})
+            self._log_data(run_id, panel)
         return run_id
 
     @contextmanager
@@ -71,10 +72,11 @@ class Tracker:
         self._close_leftovers(tags)
         run = self._client.create_run(self._experiment_id, run_name=name, tags=tags)
         run_id = str(run.info.run_id)
-        self._log_params(run_id, params)
-        self._client.log_text(run_id, self.job_text, "job.yaml")
-        with self._terminating(run_id):
+        with self._closing_on_error(run_id):
+            self._log_params(run_id, params)
+            self._client.log_text(run_id, self.job_text, "job.yaml")
             yield CandidateRun(self._client, run_id)
+        self._client.set_terminated(run_id, "FINISHED")
 
     def finish_training(self, run_id: str, scores: pd.DataFrame, best: str) -> None:
         """Write the leaderboard and the best candidate's scores to the parent run."""
@@ -115,7 +117,7 @@ class Tracker:
                 self._client.set_terminated(run.info.run_id, "KILLED")
 
     @contextmanager
-    def _terminating(self, run_id: str) -> Iterator[None]:
+    def _closing_on_error(self, run_id: str) -> Iterator[None]:
         try:
             yield
         except BaseException as error:
@@ -123,7 +125,6 @@ class Tracker:
             self._client.set_tag(run_id, "hindcast.error", str(error)[:500] or type(error).__name__)
             self._client.set_terminated(run_id, "KILLED" if killed else "FAILED")
             raise
-        self._client.set_terminated(run_id, "FINISHED")
 
     def _log_params(self, run_id: str, params: Mapping[str, Any]) -> None:
         flat = [Param(key, str(value)[:_PARAM_LENGTH]) for key, value in _flatten(params).items()]

@@ -1,6 +1,7 @@
 """The command line: it does what its help says, and ends with the exit code its docs promise."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from mlflow.tracking import MlflowClient
 from typer.testing import CliRunner
 
 from forecasting.errors import (
@@ -142,6 +144,37 @@ def test_a_finished_or_failed_run_leaves_no_folder_behind(
 )
 def test_exit_codes_mean_what_the_docs_say(error: Exception, code: int) -> None:
     assert exit_code_of(error) == code
+
+
+@pytest.mark.parametrize("command", ["train", "retrain", "backtest"])
+def test_ctrl_c_ends_a_training_with_nothing_left_half_done(command: str, job_file: Path, tmp_path: Path) -> None:
+    """The real signal, to the real process, in the middle of an LSTM that would train for minutes."""
+    endless = "hidden_size: 8, training: {max_epochs: 9999, patience: 9999}"
+    job_file.write_text(job_file.read_text().replace("hidden_size: 8", endless))
+    home = tmp_path / "home"
+    arguments = [sys.executable, "-c", "from pipelines.cli import main; main()", command, str(job_file)]
+    environment = {**os.environ, "HINDCAST_HOME": str(home), "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(
+        arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        assert process.stdout is not None
+        next(line for line in process.stdout if line.startswith("lstm: epoch 1 "))
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors.strip().splitlines()[-1] == "interrupted; nothing was left half done"
+    assert "Traceback" not in errors
+    assert list((home / "runs").iterdir()) == []
+    if command != "backtest":
+        client = MlflowClient(f"sqlite:///{home}/mlflow.db")
+        experiment = client.get_experiment_by_name("tiny")
+        assert experiment is not None
+        runs = client.search_runs([experiment.experiment_id])
+        closed = {r.info.run_name: r.info.status for r in runs if not r.info.run_name.startswith("train ")}
+        assert closed["lstm"] == "KILLED"
+        assert closed["mlp"] == "FINISHED"
+        assert [r.info.status for r in runs if r.info.run_name.startswith("train ")] == ["KILLED"]
+        assert client.search_registered_models() == []
 
 
 def test_an_error_is_one_line_without_a_traceback(job_file: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Retraining end to end, on a real MLflow store in a SQLite file."""
 
 import json
+import signal
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,7 @@ from pipelines.run import Run, new_run
 from pipelines.settings import PipelineSettings
 from tests.pipelines.conftest import TINY
 from training.backtest import leaderboard
+from training.tracking import Tracker
 
 T = TypeVar("T")
 
@@ -229,6 +231,48 @@ def test_nothing_to_compare_is_an_error_that_names_every_cause(
         retrain(new_run(gappy_job, settings, Listener()))
     assert open_registry(settings.registry).models() == []
     assert {r.info.status for r in runs_of(settings) if r.info.run_name.startswith("train ")} == {"FAILED"}
+
+
+@pytest.mark.parametrize("during", ["tracking", "candidate"])
+def test_a_run_interrupted_as_it_opens_is_closed(
+    run: Run, settings: PipelineSettings, monkeypatch: pytest.MonkeyPatch, during: str
+) -> None:
+    def interrupt(self: Tracker, run_id: str, params: Mapping[str, object]) -> None:
+        if ("job" in params) == (during == "tracking"):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Tracker, "_log_params", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        retrain(run)
+    assert {r.info.status for r in runs_of(settings)} == {"KILLED"}
+
+
+def test_a_ctrl_c_while_the_model_is_registered_lets_that_be_carried_through(
+    run: Run, settings: PipelineSettings
+) -> None:
+    def press(name: str, function: Callable[..., T], *args: object) -> T:
+        result = run_now(name, function, *args)
+        if name == "publish":
+            signal.raise_signal(signal.SIGINT)
+        return result
+
+    outcome = retrain(run, press)
+    assert open_registry(settings.registry).resolve("tiny").version == outcome.version
+    assert {r.info.status for r in runs_of(settings)} == {"FINISHED"}
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_second_ctrl_c_stops_at_once(run: Run, settings: PipelineSettings) -> None:
+    def press_twice(name: str, function: Callable[..., T], *args: object) -> T:
+        if name == "publish":
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+        return run_now(name, function, *args)
+
+    with pytest.raises(KeyboardInterrupt):
+        retrain(run, press_twice)
+    assert open_registry(settings.registry).models() == []
+    assert {r.info.status for r in runs_of(settings) if r.info.run_name.startswith("train ")} == {"KILLED"}
 
 
 def test_data_too_short_is_one_error_and_no_run(job_file: Path, settings: PipelineSettings) -> None:

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import yaml
 from tests.conftest import free_port
 
 BIN = Path(sys.executable).parent
-START_SECONDS = 60.0
+START_SECONDS = 90.0
 
 
 class Process:
@@ -49,7 +50,7 @@ class Process:
         while not answers(url):
             assert self.is_running, f"ended with {self.popen.returncode}:\n{self.log[-3000:]}"
             assert time.monotonic() < deadline, f"no {url} within {seconds:.0f} s:\n{self.log[-3000:]}"
-            time.sleep(0.1)
+            time.sleep(0.2)
 
     def stop(self, number: signal.Signals = signal.SIGTERM, seconds: float = 30) -> int:
         """Send a signal to this one process, and return the code it ended with."""
@@ -63,10 +64,16 @@ class Process:
         self.popen.wait(timeout=10)
 
 
+@cache
+def _client() -> httpx.Client:
+    """Return one client for all: making one costs more than a request. Every request gets its own connection."""
+    return httpx.Client(timeout=10, limits=httpx.Limits(max_keepalive_connections=0))
+
+
 def answers(url: str) -> bool:
     """Return whether a URL answers 200 now."""
     try:
-        return httpx.get(url, timeout=5).status_code == 200
+        return _client().get(url).status_code == 200
     except httpx.TransportError:
         return False
 
@@ -75,7 +82,7 @@ def clean_environment(changes: Mapping[str, str]) -> dict[str, str]:
     """Return this environment without anybody's settings, one thread for each process, and the changes."""
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("HINDCAST_", "MLFLOW_", "PG"))}
     path = f"{BIN}{os.pathsep}{inherited.get('PATH', '')}"
-    return {**inherited, "PATH": path, "OMP_NUM_THREADS": "1", "HINDCAST_TORCH_THREADS": "1", **changes}
+    return {**inherited, "PATH": path, "OMP_NUM_THREADS": "1", "HINDCAST_TRAINING_THREADS": "1", **changes}
 
 
 @contextmanager
@@ -138,13 +145,15 @@ HISTORY = [20.0, 20.5, 21.0, 20.0, 19.5, 20.0, 21.5, 22.0, 21.0, 20.5, 20.0, 19.
 def ask(address: str, model: str = "pumps") -> dict[str, Any]:
     """Ask a service for a forecast of HISTORY and return its answer."""
     series = [{"unique_id": "pump-7", "start": "2024-03-01", "y": HISTORY}]
-    answer = httpx.post(f"{address}/v1/forecast", json={"model": model, "series": series}, timeout=10)
+    answer = _client().post(f"{address}/v1/forecast", json={"model": model, "series": series})
     assert answer.status_code == 200, answer.text
     body: dict[str, Any] = answer.json()
     return body
 
 
-def wait_for_version(address: str, version: int, model: str = "pumps", seconds: float = 60) -> dict[str, Any]:
+def wait_for_version(
+    address: str, version: int, model: str = "pumps", seconds: float = START_SECONDS
+) -> dict[str, Any]:
     """Wait until a service answers with this version of a model or a later one, and return its answer."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -152,14 +161,14 @@ def wait_for_version(address: str, version: int, model: str = "pumps", seconds: 
             answer = ask(address, model)
             if int(answer["version"]) >= version:
                 return answer
-        time.sleep(0.1)
+        time.sleep(0.2)
     raise AssertionError(f"version {version} of {model!r} did not answer within {seconds:.0f} s")
 
 
 @contextmanager
-def mlflow_process(folder: Path, store: str) -> Iterator[tuple[str, Process]]:
+def mlflow_process(folder: Path, store: str, port: int | None = None) -> Iterator[tuple[str, Process]]:
     """Start a real MLflow server with proxied artefacts; yield its URI, silent at first, and its process."""
-    port = free_port()
+    port = port or free_port()
     folder.mkdir(parents=True, exist_ok=True)
     command = [
         *("mlflow", "server", "--backend-store-uri", store, "--workers", "1"),

@@ -5,8 +5,9 @@ next one takes its place without a restart, and every process leaves cleanly whe
 """
 
 import signal
+import sqlite3
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,8 +28,23 @@ class Stack:
     mlflow: Process
     service: Process
     worker: Process
+    folder: Path
     registry: str
     address: str
+
+    def start_mlflow_again(self) -> AbstractContextManager[tuple[str, Process]]:
+        """Start another MLflow server in the place of the first."""
+        return mlflow_process(self.folder, store_in(self.folder), int(self.registry.rsplit(":", 1)[1]))
+
+
+def store_in(folder: Path) -> str:
+    return f"sqlite:///{folder}/server.db"
+
+
+def newest_version(folder: Path) -> int:
+    """Ask the store itself, while no server does."""
+    with closing(sqlite3.connect(folder / "server.db")) as connection:
+        return int(connection.execute("SELECT max(version) FROM model_versions").fetchone()[0])
 
 
 @pytest.fixture
@@ -37,18 +53,20 @@ def stack(tmp_path: Path) -> Iterator[Stack]:
     port = free_port()
     jobs = write_job(tmp_path / "jobs", "*/5 * * * * *").parent
     with ExitStack() as started:
-        registry, mlflow = started.enter_context(mlflow_process(tmp_path, f"sqlite:///{tmp_path}/server.db"))
+        registry, mlflow = started.enter_context(mlflow_process(tmp_path, store_in(tmp_path)))
         served = {"HINDCAST_REGISTRY_URI": registry, "HINDCAST_PORT": str(port), "HINDCAST_POLL_SECONDS": "0.5"}
         service = started.enter_context(running(["hindcast", "serve"], tmp_path / "service.log", served))
-        # A worker that comes before its MLflow waits for it, for as long as this allows.
+        mlflow.wait_for_http(f"{registry}/health")
+        # What lets a retraining outlast a restart of MLflow, as in docker-compose.yml, in less time.
         trained = {
             "HINDCAST_TRACKING_URI": registry,
             "HINDCAST_HOME": str(tmp_path / "home"),
             "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "7",
+            "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
         }
         command = ["hindcast", "worker", "--jobs", str(jobs)]
         worker = started.enter_context(running(command, tmp_path / "worker.log", trained))
-        yield Stack(mlflow, service, worker, registry, f"http://127.0.0.1:{port}")
+        yield Stack(mlflow, service, worker, tmp_path, registry, f"http://127.0.0.1:{port}")
 
 
 def test_a_schedule_becomes_a_forecast_and_then_another(stack: Stack) -> None:
@@ -64,13 +82,16 @@ def test_a_schedule_becomes_a_forecast_and_then_another(stack: Stack) -> None:
     bounds = zip(forecast["lo-80"], forecast["mean"], forecast["hi-80"], strict=True)
     assert all(low < mean < high for low, mean, high in bounds)
 
-    assert stack.worker.stop(signal.SIGINT) == 0, "Ctrl-C"
-    assert "Traceback" not in stack.worker.log
     champion = open_registry(stack.registry).resolve("pumps")
     assert champion.tags["hindcast.decision"] == "promoted"
-    wait_for_version(stack.address, int(champion.version))
+    assert "Traceback" not in stack.worker.log
 
     assert stack.mlflow.stop(signal.SIGTERM) == 0
-    assert ask(stack.address)["version"] == champion.version, "without its registry the service answers on"
+    assert int(ask(stack.address)["version"]) >= 2, "without its registry the service answers on"
     assert answers(f"{stack.address}/health/ready")
+    newest = newest_version(stack.folder)
+    with stack.start_mlflow_again() as (_, mlflow):
+        wait_for_version(stack.address, newest + 1)
+        assert stack.worker.stop(signal.SIGINT) == 0, "Ctrl-C"
+        assert mlflow.stop(signal.SIGINT) == 0, "Ctrl-C"
     assert stack.service.stop(signal.SIGTERM) == 0

@@ -115,3 +115,10 @@ def test_no_host_is_named() -> None:
     for path in (COMPOSE, ROOT / "docker/Dockerfile"):
         named = set(re.findall(r"https?://([\w.-]+)", path.read_text()))
         assert named <= {"mlflow", "127.0.0.1"}, path
+
+
+def test_the_operations_page_lists_every_variable_of_the_file() -> None:
+    page = (ROOT / "docs/operations.md").read_text()
+    documented = re.findall(r"^\| `([A-Z_]+)` \| (?:`(.*)`)? ?\|", page, re.M)
+    used = re.findall(r"\$\{(\w+):(?:-([^}]*)|\?)", COMPOSE.read_text())
+    assert set(documented) == set(used)

@@ -2,19 +2,17 @@
 
 Exit codes: 0 done; 1 something failed; 2 wrong usage, job file or input; 3 a source or the registry did not
 answer; 4 no such model, version or alias; 130 interrupted.
+
+Torch and MLflow take seconds to import, so a command imports what it runs when it runs: `--help` is at once.
 """
 
 import logging
-import os
 import sys
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
-import pandas as pd
-import torch
 import typer
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from forecasting.errors import (
     HindcastError,
@@ -24,26 +22,8 @@ from forecasting.errors import (
     RegistryUnavailableError,
     SourceError,
 )
-from forecasting.frame import forecast_frame
-from forecasting.registry import (
-    CHAMPION,
-    TAG_DECISION,
-    TAG_REASON,
-    ModelVersion,
-    load_version,
-    open_registry,
-    promote,
-    rollback,
-)
-from pipelines.console import err, out, print_forecast, print_leaderboard, print_table, reporting
-from pipelines.demo import run_demo
-from pipelines.retrain import Outcome, backtest, backtest_of, retrain, train
-from pipelines.run import Run, new_run
-from pipelines.schedule import Worker, find_jobs
+from pipelines.console import err
 from pipelines.settings import PipelineSettings
-from training.figures import error_by_step_figure, forecast_figure, save_forecast_picture, save_html
-from training.sources import AnySource
-from training.sources.base import SourceContext
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -102,23 +82,8 @@ def read_settings() -> PipelineSettings:
         first = error.errors()[0]
         name = f"HINDCAST_{'_'.join(map(str, first['loc'])).upper()}"
         raise InputError(f"{name}: {first['msg']}, not {first['input']!r}") from error
-    if settings.training_threads:
-        torch.set_num_threads(settings.training_threads)
     settings.home.mkdir(parents=True, exist_ok=True)
     return settings
-
-
-def _train_with(job: Path, how: Callable[[Run], Outcome]) -> Outcome:
-    settings = read_settings()
-    with reporting() as reporter:
-        run = new_run(job, settings, reporter)
-        try:
-            outcome = how(run)
-        finally:
-            run.discard()
-    metric = run.job.gate.metric
-    print_leaderboard(outcome.job, outcome.leaderboard(metric), metric, outcome.report["best"])
-    return outcome
 
 
 @app.command("train")
@@ -129,8 +94,9 @@ def train_command(job: JobFile) -> None:
 
     Example: `hindcast train jobs/co2.yaml`
     """
-    outcome = _train_with(job, train)
-    out.print(f"registered {outcome.job} version {outcome.version} as challenger", markup=False)
+    from pipelines import commands
+
+    commands.train_job(read_settings(), job)
 
 
 @app.command("backtest")
@@ -147,34 +113,9 @@ def backtest_command(
 
     Example: `hindcast backtest jobs/co2.yaml --out results`
     """
-    if picture is not None and picture.suffix.lower() not in (".png", ".svg"):
-        raise InputError(f"--picture draws a .png or a .svg, not {picture.name!r}")
+    from pipelines import commands
 
-    def run_and_save(run: Run) -> Outcome:
-        outcome = backtest(run)
-        if to is not None:
-            _save_backtests(run, [name for name in run.networks if name in outcome.report["scores"]], to)
-        if picture is not None:
-            _save_picture(run, outcome.report["best"], picture)
-        return outcome
-
-    _train_with(job, run_and_save)
-
-
-def _save_backtests(run: Run, names: Sequence[str], folder: Path) -> None:
-    for name in names:
-        test = backtest_of(run, run.artifact(name), run.split.cutoffs)
-        (folder / name).mkdir(parents=True, exist_ok=True)
-        test.to_frame().to_parquet(folder / name / "forecasts.parquet")
-        test.per_series().to_parquet(folder / name / "per_series.parquet")
-        save_html(forecast_figure(test, name), folder / name / "forecast.html")
-        save_html(error_by_step_figure(test, name), folder / name / "error_by_step.html")
-    run.reporter.say(f"forecasts and figures of {len(names)} models are in {folder}")
-
-
-def _save_picture(run: Run, best: str, path: Path) -> None:
-    save_forecast_picture(backtest_of(run, run.artifact(best), run.split.cutoffs), run.job.name, path)
-    run.reporter.say(f"drew {path}")
+    commands.backtest_job(read_settings(), job, to, picture)
 
 
 @app.command("retrain")
@@ -186,7 +127,9 @@ def retrain_command(job: JobFile) -> None:
 
     Example: `hindcast retrain jobs/sp500.yaml`
     """
-    _train_with(job, retrain)
+    from pipelines import commands
+
+    commands.retrain_job(read_settings(), job)
 
 
 @app.command("worker")
@@ -197,11 +140,9 @@ def worker_command(
 
     Example: `HINDCAST_SCHEDULER_DB=postgresql://localhost/hindcast hindcast worker --jobs jobs`
     """
-    settings = read_settings()
-    Worker(settings, find_jobs(jobs or settings.jobs_dir)).run()
-    # A retraining may still hold a thread; its work is remembered, so the process need not wait for it.
-    logging.shutdown()
-    os._exit(0)
+    from pipelines import commands
+
+    commands.run_worker(read_settings(), jobs)
 
 
 @app.command("forecast")
@@ -210,28 +151,15 @@ def forecast_command(
     source: Annotated[Path, typer.Option("--input", help="CSV or Parquet with unique_id, ds and y.")],
     to: Annotated[Path | None, typer.Option("--output", help="Write a CSV or Parquet instead of a table.")] = None,
     level: Annotated[list[float] | None, typer.Option(help="Interval in percent; may be repeated.")] = None,
-    alias: Annotated[str, typer.Option(help="Which version: an alias or a number.")] = CHAMPION,
+    alias: Annotated[str, typer.Option(help="Which version: an alias or a number.")] = "champion",
 ) -> None:
     """Forecast every series of a file with a registered model.
 
     Example: `hindcast forecast co2 --input co2.csv --level 80 --output forecast.csv`
     """
-    settings = read_settings()
-    registry = open_registry(settings.registry)
-    version = registry.version(model, alias) if alias.isdecimal() else registry.resolve(model, alias)
-    frame = forecast_frame(load_version(registry, version), _read_frame(source), level or None)
-    if to is None:
-        print_forecast(f"{model} version {version.version}", frame)
-    elif to.suffix == ".parquet":
-        frame.to_parquet(to, index=False)
-    else:
-        frame.to_csv(to, index=False)
+    from pipelines import commands
 
-
-def _read_frame(path: Path) -> pd.DataFrame:
-    kind = "parquet" if path.suffix == ".parquet" else "csv"
-    reader = TypeAdapter(AnySource).validate_python({"kind": kind, "path": str(path.absolute())})
-    return reader.load(SourceContext(Path.cwd(), Path.cwd()))
+    commands.forecast_file(read_settings(), model, source, to, level, alias)
 
 
 @app.command("models")
@@ -240,18 +168,9 @@ def models_command() -> None:
 
     Example: `hindcast models`
     """
-    registry = open_registry(read_settings().registry)
-    rows = [_describe(version) for name in registry.models() for version in registry.versions(name)]
-    if not rows:
-        out.print("no models yet; `hindcast train JOB` makes one", markup=False)
-        return
-    print_table("registered models", ["model", "version", "aliases", "created", "decision"], rows)
+    from pipelines import commands
 
-
-def _describe(version: ModelVersion) -> list[str]:
-    created = f"{version.created_at:%Y-%m-%d %H:%M}" if version.created_at else ""
-    reason = version.tags.get(TAG_REASON, "")
-    return [version.model, version.version, ", ".join(version.aliases), created, reason]
+    commands.list_models(read_settings())
 
 
 @app.command("promote")
@@ -264,9 +183,9 @@ def promote_command(
 
     Example: `hindcast promote co2 3 --reason "sensor was replaced"`
     """
-    registry = open_registry(read_settings().registry)
-    champion = promote(registry, model, version, {TAG_DECISION: "promoted", TAG_REASON: reason})
-    out.print(f"{model} version {champion.version} is the champion", markup=False)
+    from pipelines import commands
+
+    commands.promote_model(read_settings(), model, version, reason)
 
 
 @app.command("rollback")
@@ -275,9 +194,9 @@ def rollback_command(model: Model) -> None:
 
     Example: `hindcast rollback co2`
     """
-    registry = open_registry(read_settings().registry)
-    champion = rollback(registry, model)
-    out.print(f"{model} version {champion.version} is the champion again", markup=False)
+    from pipelines import commands
+
+    commands.roll_back(read_settings(), model)
 
 
 @app.command("serve")
@@ -291,12 +210,9 @@ def serve_command(
 
     Example: `hindcast serve --port 8080`
     """
-    # The registry is passed on because its default follows the tracking store, which the service knows not.
-    flags = {"HINDCAST_HOST": host, "HINDCAST_PORT": port, "HINDCAST_REGISTRY_URI": read_settings().registry}
-    environment = {**os.environ, **{name: str(value) for name, value in flags.items() if value is not None}}
-    # The service is another process image: no pipeline imports it, and it brings no training along.
-    sys.stdout.flush()
-    os.execve(sys.executable, [sys.executable, "-m", "service"], environment)  # noqa: S606
+    from pipelines import commands
+
+    commands.serve(read_settings(), host, port)
 
 
 @app.command("demo")
@@ -308,4 +224,6 @@ def demo_command(
 
     Example: `hindcast demo --once`
     """
+    from pipelines.demo import run_demo
+
     run_demo(read_settings(), port=port, once=once)

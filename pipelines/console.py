@@ -2,13 +2,16 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-import pandas as pd
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -82,7 +85,7 @@ def _is_number(cell: str) -> bool:
     return True
 
 
-def print_leaderboard(job: str, board: pd.DataFrame, metric: str, best: str) -> None:
+def print_leaderboard(job: str, board: "pd.DataFrame", metric: str, best: str) -> None:
     """Print everyone's test scores, best first, with the published candidate marked."""
     coverage = [name for name in board.columns if name.startswith("coverage_")]
     columns = [metric, *(c for c in LEADERBOARD_COLUMNS if c != metric), *coverage]
@@ -97,7 +100,7 @@ def print_leaderboard(job: str, board: pd.DataFrame, metric: str, best: str) -> 
     print_table(f"{job}: test scores, best {metric} first (* chosen on validation)", ["model", *titles], rows)
 
 
-def print_forecast(title: str, frame: pd.DataFrame) -> None:
+def print_forecast(title: str, frame: "pd.DataFrame") -> None:
     """Print a forecast frame as it is."""
     columns = [str(column) for column in frame.columns]
     rows = [[_number(v) if isinstance(v, float) else str(v) for v in row] for row in frame.itertuples(index=False)]

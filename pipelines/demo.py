@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -30,8 +31,9 @@ def run_demo(settings: PipelineSettings, *, port: int, once: bool) -> None:
     """Train, promote, serve and forecast; serve on until Ctrl-C unless `once`.
 
     Raises:
-        HindcastError: the service did not start, or did not answer.
+        HindcastError: the port is taken, or the service did not start, or did not answer.
     """
+    _require_free(port)
     started = time.perf_counter()
     panels = {name: _train(JOBS / f"{name}.yaml", settings) for name in DEMO_JOBS}
     with _service(settings, port) as address:
@@ -40,6 +42,16 @@ def run_demo(settings: PipelineSettings, *, port: int, once: bool) -> None:
         _print_addresses(settings, address, time.perf_counter() - started)
         if not once:
             _wait()
+
+
+def _require_free(port: int) -> None:
+    """Look before the training: whoever holds the port would answer in the service's place."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError as error:
+            raise HindcastError(f"port {port} of {HOST} is taken; choose another with --port") from error
 
 
 def _train(job_file: Path, settings: PipelineSettings) -> tuple[Panel, int]:

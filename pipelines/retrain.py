@@ -22,7 +22,15 @@ import numpy as np
 import pandas as pd
 
 from forecasting.artifact import load_artifact, save_artifact
-from forecasting.errors import ArtifactError, ModelNotFoundError, PanelError, SourceError, TrainingError
+from forecasting.errors import (
+    ArtifactError,
+    ModelNotFoundError,
+    PanelError,
+    RegistryError,
+    RegistryUnavailableError,
+    SourceError,
+    TrainingError,
+)
 from forecasting.forecaster import Forecaster
 from forecasting.panel import Panel, build_panel, save_panel
 from forecasting.registry import (
@@ -178,10 +186,9 @@ def load_data(run: Run) -> str:
         there = ", ".join(str(c) for c in frame.columns if c not in ("unique_id", "ds"))
         raise SourceError(f"job {job.name!r}: the source has no column {column!r}; it has {there}")
     rows = frame[["unique_id", "ds", column]].rename(columns={column: "y"})
-    panel = build_panel(rows, job.freq, bad_series=job.bad_series)
-    for problem in panel.dropped.values():
+    panel, left_out = _build_panel(job, rows)
+    for problem in left_out.values():
         run.reporter.say(f"left out: {problem}")
-    _check_transform(job, panel)
     # Once, here: found later it would be found by every forecaster again.
     plan_split(panel, job)
     save_panel(panel, run.folder / "panel.npz")
@@ -189,20 +196,29 @@ def load_data(run: Run) -> str:
     return panel.describe()
 
 
-def _check_transform(job: JobConfig, panel: Panel) -> None:
-    """Refuse values a logarithm does not have, by series, before a network is asked to explain them."""
+def _build_panel(job: JobConfig, rows: pd.DataFrame) -> tuple[Panel, dict[str, str]]:
+    """Return the panel the job can be trained on, and what is wrong with each series left out of it."""
+    panel = build_panel(rows, job.freq, bad_series=job.bad_series)
+    unusable = _without_logarithm(job, panel)
+    left_out = {**panel.dropped, **unusable}
+    if not unusable:
+        return panel, left_out
+    if job.bad_series == "raise" or len(unusable) == panel.n_series:
+        raise PanelError(left_out)
+    return build_panel(rows[~rows["unique_id"].astype(str).isin(list(left_out))], job.freq), left_out
+
+
+def _without_logarithm(job: JobConfig, panel: Panel) -> dict[str, str]:
+    """Return what is wrong with the series that have no log returns."""
     if job.target.transform != "log_return":
-        return
+        return {}
     with np.errstate(invalid="ignore"):
         bad_N = np.any(panel.y_NT <= 0, axis=1)
-    if bad_N.any():
-        raise PanelError(
-            {
-                uid: f"series {uid!r} has values that are not positive; transform log_return needs prices above 0"
-                for uid, bad in zip(panel.unique_ids, bad_N, strict=True)
-                if bad
-            }
-        )
+    return {
+        uid: f"series {uid!r} has values that are not positive; transform log_return needs prices above 0"
+        for uid, bad in zip(panel.unique_ids, bad_N, strict=True)
+        if bad
+    }
 
 
 def open_tracking(run: Run) -> str:
@@ -329,7 +345,9 @@ def _backtest_champion(run: Run) -> tuple[str, Backtest] | None:
     try:
         artifact = run.registry.fetch(champion, run.folder)
         spec = load_artifact(artifact).spec
-    except ArtifactError as error:
+    except RegistryUnavailableError:
+        raise
+    except (ArtifactError, RegistryError) as error:
         run.reporter.say(f"champion version {champion.version} cannot be loaded, so not compared with: {error}")
         return None
     asked = run.job.spec_of(spec.network)

@@ -7,6 +7,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from forecasting.panel import Panel, load_panel
 from forecasting.registry import Registry, open_registry
 from forecasting.spec import NetworkSpec
@@ -90,6 +92,12 @@ class Run:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
+def use_threads(settings: PipelineSettings) -> None:
+    """Let torch compute with as many threads as the settings say, from now on in this process."""
+    if settings.training_threads:
+        torch.set_num_threads(settings.training_threads)
+
+
 def new_run(job_file: Path, settings: PipelineSettings, reporter: Reporter) -> Run:
     """Start a run of a job file under a key of its own.
 
@@ -97,5 +105,6 @@ def new_run(job_file: Path, settings: PipelineSettings, reporter: Reporter) -> R
         JobError: the job file is not valid.
     """
     job = load_job(job_file)
+    use_threads(settings)
     key = f"{job.name}-{datetime.now(UTC):%Y%m%dT%H%M%S%f}"
     return Run(job_file.read_text(), job_file.parent.absolute(), key, settings, reporter)

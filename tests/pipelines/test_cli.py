@@ -50,6 +50,11 @@ def test_every_command_has_a_help_text_with_an_example(cli: CliRunner, command: 
     assert f"hindcast {command}" in result.output
 
 
+def test_help_does_not_wait_for_torch_or_mlflow() -> None:
+    code = "import sys, pipelines.cli; print({'torch', 'mlflow', 'pandas', 'dbos'} & sys.modules.keys())"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"
+
+
 def test_there_are_no_commands_without_a_test() -> None:
     assert {c.name for c in app.registered_commands} == set(COMMANDS)
 

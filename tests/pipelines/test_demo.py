@@ -1,0 +1,19 @@
+"""The demo: what it checks before it trains."""
+
+import socket
+
+import pytest
+
+from forecasting.errors import HindcastError
+from pipelines.demo import run_demo
+from pipelines.settings import PipelineSettings
+
+
+def test_a_port_that_is_taken_is_refused_before_the_training(settings: PipelineSettings) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(HindcastError, match=f"port {port} of 127.0.0.1 is taken; choose another with --port"):
+            run_demo(settings, port=port, once=True)
+    assert not settings.home.exists()

@@ -118,6 +118,19 @@ def test_a_champion_that_answers_another_question_is_not_compared_with(
     assert any("answers another question" in line for line in listener.lines)
 
 
+def test_a_champion_whose_artefact_is_lost_holds_up_no_retraining(
+    job_file: Path, settings: PipelineSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HINDCAST_REGISTRY_URI", f"file://{tmp_path}/registry")
+    settings = PipelineSettings()
+    retrain(new_run(job_file, settings, Listener()))
+    (tmp_path / "registry/tiny/versions/1/weights.safetensors").unlink()
+    listener = Listener()
+    outcome = retrain(new_run(job_file, settings, listener))
+    assert open_registry(settings.registry).resolve("tiny").version == outcome.version == "2"
+    assert any("champion version 1 cannot be loaded" in line for line in listener.lines)
+
+
 def test_training_promotes_nothing(run: Run, settings: PipelineSettings) -> None:
     outcome = train(run)
     registry = open_registry(settings.registry)
@@ -339,6 +352,22 @@ def test_returns_of_values_that_are_not_positive_are_refused(
     )
     with pytest.raises(PanelError, match="series 'a' has values that are not positive"):
         backtest(new_run(job_file, settings, Listener()))
+
+
+def test_a_series_without_log_returns_is_left_out_where_the_job_says_so(
+    job_file: Path, settings: PipelineSettings, tmp_path: Path
+) -> None:
+    ds = pd.date_range("2024-01-01", periods=500, freq="h")
+    good = pd.DataFrame({"unique_id": 7, "ds": ds, "y": 5 + np.random.default_rng(0).uniform(size=500)})
+    pd.concat([good, good.assign(unique_id=8, y=good["y"] - 5.5)]).to_csv(tmp_path / "a.csv", index=False)
+    source = "source: {kind: simulate, n_sensors: 2, n_steps: 500, freq: h, seed: 1}"
+    text = TINY.replace(source, "source: {kind: csv, path: a.csv}") + "target: {transform: log_return}\n"
+    job_file.write_text(text + "bad_series: drop\n")
+    listener = Listener()
+    run = new_run(job_file, settings, listener)
+    load_data(run)
+    assert run.panel.unique_ids == ("7",)
+    assert any(line.startswith("left out: series '8' has values that are not positive") for line in listener.lines)
 
 
 def test_the_published_artefact_is_the_one_that_was_backtested(

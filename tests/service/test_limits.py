@@ -1,10 +1,9 @@
 """What gets in: JSON, within its size and its time, whatever the headers say."""
 
 import socket
-import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import httpx
 import pytest
@@ -17,9 +16,9 @@ GOOD = b'{"model":"pump","series":[{"unique_id":"a","start":"2024-01-01","y":[1,
 
 @pytest.fixture
 def small(publish: Publish, serve: Serve) -> Iterator[httpx.Client]:
-    """A service that takes 2000 bytes in half a second, and two requests at a time."""
+    """A service that takes 2000 bytes in half a second."""
     publish(build_forecaster("pump"))
-    with serve(max_body_bytes=2000, body_seconds=0.5, max_in_flight=2) as client:
+    with serve(max_body_bytes=2000, body_seconds=0.5) as client:
         yield client
 
 
@@ -100,24 +99,29 @@ def test_json_may_say_that_it_is_utf8(small: httpx.Client, content_type: str) ->
     assert small.post("/v1/forecast", content=GOOD, headers={"content-type": content_type}).status_code == 200
 
 
-def test_more_requests_than_can_wait_are_asked_to_come_back(small: httpx.Client) -> None:
-    hold = threading.Event()
-
-    def slow() -> Iterator[bytes]:
-        yield GOOD[:10]
-        hold.wait(timeout=0.4)
-        yield GOOD[10:]
-
-    with ThreadPoolExecutor(2) as threads:
-        waiting = [threads.submit(small.post, "/v1/forecast", content=slow(), headers=JSON) for _ in range(2)]
-        wait_until(lambda: slug_or_none(small.post("/v1/forecast", content=GOOD, headers=JSON)) == "overloaded")
-        turned_away = small.post("/v1/forecast", content=GOOD, headers=JSON)
-        hold.set()
-        assert [future.result().status_code for future in waiting] == [200, 200]
-    assert turned_away.status_code == 503
-    assert turned_away.headers["retry-after"] == "1"
-    assert small.post("/v1/forecast", content=GOOD, headers=JSON).status_code == 200
+@contextmanager
+def admitted_request(client: httpx.Client) -> Iterator[socket.socket]:
+    """Send the head of a request and wait until the service asks for its body: then it is admitted."""
+    with socket.create_connection((client.base_url.host, client.base_url.port), timeout=30) as connection:
+        connection.sendall(b"POST /v1/forecast HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n")
+        connection.sendall(b"Expect: 100-continue\r\nContent-Length: %d\r\n\r\n" % len(GOOD))
+        assert connection.recv(1000).startswith(b"HTTP/1.1 100")
+        yield connection
 
 
-def slug_or_none(answer: httpx.Response) -> str | None:
-    return None if answer.status_code == 200 else slug(answer)
+def test_more_requests_than_can_wait_are_asked_to_come_back(publish: Publish, serve: Serve) -> None:
+    publish(build_forecaster("pump"))
+    with serve(max_in_flight=2) as client:
+        with admitted_request(client) as first, admitted_request(client) as second:
+            turned_away = client.post("/v1/forecast", content=GOOD, headers=JSON)
+            for connection in (first, second):
+                connection.sendall(GOOD)
+                assert connection.recv(1000).startswith(b"HTTP/1.1 200")
+        assert (turned_away.status_code, slug(turned_away)) == (503, "overloaded")
+        assert turned_away.headers["retry-after"] == "1"
+        assert client.post("/v1/forecast", content=GOOD, headers=JSON).status_code == 200
+
+
+def test_a_body_declared_too_large_is_refused_before_it_is_sent(small: httpx.Client) -> None:
+    head = b"Content-Type: application/json\r\nContent-Length: 2001\r\nConnection: close"
+    assert raw_request(small, head, b"").startswith(b"HTTP/1.1 413")

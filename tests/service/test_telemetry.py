@@ -24,9 +24,9 @@ def test_requests_series_and_inference_are_counted(publish: Publish, serve: Serv
         two = [SERIES, {**SERIES, "unique_id": "b", "y": [(-1) ** i * 1e300 for i in range(12)]}]
         client.post("/v1/forecast", json={"model": "pump", "series": two})
         client.post("/v1/forecast", json={"model": "nope", "series": two})
+        wait_until(lambda: sample(client, "hindcast_http_request_seconds_count", route="/v1/forecast") == 2)
         assert sample(client, "hindcast_http_requests_total", route="/v1/forecast", status="200") == 1
         assert sample(client, "hindcast_http_requests_total", route="/v1/forecast", status="404") == 1
-        assert sample(client, "hindcast_http_request_seconds_count", route="/v1/forecast") == 2
         assert sample(client, "hindcast_series_forecast_total", model="pump", status="ok") == 1
         assert sample(client, "hindcast_series_forecast_total", model="pump", status="degraded") == 1
         assert sample(client, "hindcast_inference_seconds_count", model="pump") == 1
@@ -58,17 +58,24 @@ def test_made_up_addresses_make_no_new_labels(client: httpx.Client) -> None:
     assert "/c/d" not in text
 
 
+def request_lines(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Return the lines of all requests but those with which the fixture waits for readiness."""
+    lines = [record.getMessage() for record in caplog.records if record.name == "hindcast.requests"]
+    return [line for line in lines if "/health/ready" not in line]
+
+
 def test_one_line_a_request_with_id_path_status_and_duration_and_no_data(
     publish: Publish, serve: Serve, caplog: pytest.LogCaptureFixture
 ) -> None:
     publish(build_forecaster("pump"))
     with caplog.at_level(logging.INFO, logger="hindcast"), serve() as client:
-        caplog.clear()
         body = {"model": "pump", "series": [SERIES]}
         client.post("/v1/forecast", json=body, headers={"x-request-id": "abc"})
         client.post("/v1/forecast", json={**body, "h": 99})
         client.get("/no%0Awhere")
-        lines = [r.getMessage() for r in caplog.records if r.name == "hindcast.requests"]
+        # A line is written once the answer is out, which may be after the client has read it.
+        wait_until(lambda: len(request_lines(caplog)) >= 3)
+    lines = request_lines(caplog)
     assert len(lines) == 3
     assert lines[0].startswith("id=abc POST /v1/forecast status=200 ms=")
     assert "POST /v1/forecast status=422" in lines[1]

@@ -22,10 +22,6 @@ class RecurrentState(NamedTuple):
     running: RunningState
     hidden: tuple[Tensor, ...]
 
-    def detach(self) -> "RecurrentState":
-        """Return the state cut off from the graph: the truncation of truncated back-propagation."""
-        return RecurrentState(self.running, tuple(h.detach() for h in self.hidden))
-
 
 class Recurrent(QuantileNetwork):
     """A stack of recurrent layers whose every hidden state is decoded to the whole horizon."""

@@ -170,7 +170,7 @@ def test_ticks_on_days_without_a_session_train_nothing(tmp_path: Path) -> None:
 def test_a_retraining_that_fails_says_so_and_the_worker_goes_on(tmp_path: Path) -> None:
     path = write_job(tmp_path / "jobs", NEVER)
     good = path.read_text()
-    path.write_text(good.replace("n_steps: 300", "n_steps: 20"))
+    path.write_text(good.replace("n_steps: 300", "n_steps: 300\n  missing_rate: 0.9"))
     window = datetime(2024, 6, 1, tzinfo=UTC), datetime(2025, 6, 1, tzinfo=UTC)
     with worker(tmp_path) as process:
         process.wait_for("scheduled pumps")

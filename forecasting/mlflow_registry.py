@@ -69,7 +69,7 @@ def open_client(uri: str) -> MlflowClient:
         RegistryError: the URI names no store, or the store cannot be used.
         RegistryUnavailableError: it does not answer.
     """
-    with _translated("the registry"):
+    with translated("the registry"):
         if uri.startswith("sqlite:///"):
             _ensure_database(Path(uri.removeprefix("sqlite:///")).absolute(), artifact_root_of(uri) or "")
         return MlflowClient(tracking_uri=uri, registry_uri=uri)
@@ -98,7 +98,7 @@ def _ensure_database(path: Path, artifact_root: str) -> None:
 
 def ensure_experiment(client: MlflowClient, uri: str, name: str) -> str:
     """Return the id of the experiment of a job, made with an explicit artefact location on first use."""
-    with _translated(f"experiment {name!r}"):
+    with translated(f"experiment {name!r}"):
         experiment = client.get_experiment_by_name(name)
         return _create_experiment(client, uri, name) if experiment is None else str(experiment.experiment_id)
 
@@ -127,7 +127,7 @@ class MlflowRegistry:
     ) -> ModelVersion:
         check_model_name(model)
         all_tags = {**tags, TAG_DIGEST: artifact_digest(artifact)}
-        with _translated(f"model {model!r}"), self._as_default_store():
+        with translated(f"model {model!r}"), self._as_default_store():
             experiment_id = ensure_experiment(self._client, self.uri, model)
             own_run = None if run_id else self._client.create_run(experiment_id, run_name="publish").info.run_id
             logged = _log_pyfunc(artifact, run_id or own_run)
@@ -141,12 +141,12 @@ class MlflowRegistry:
         return self.version(model, str(created.version))
 
     def models(self) -> list[str]:
-        with _translated("the registry"):
+        with translated("the registry"):
             return sorted(model.name for model in self._client.search_registered_models(max_results=_PAGE))
 
     def versions(self, model: str) -> list[ModelVersion]:
         check_model_name(model)
-        with _translated(f"model {model!r}"):
+        with translated(f"model {model!r}"):
             # The search returns versions without their aliases; the model has them.
             aliases = self._client.get_registered_model(model).aliases
             found = self._client.search_model_versions(f"name='{model}'", max_results=_PAGE)
@@ -158,7 +158,7 @@ class MlflowRegistry:
 
     def resolve(self, model: str, alias: str = CHAMPION) -> ModelVersion:
         check_model_name(model)
-        with _translated(f"model {model!r}"):
+        with translated(f"model {model!r}"):
             version = self._client.get_registered_model(model).aliases.get(alias)
         if version is None:
             raise ModelNotFoundError(f"model {model!r} has no version with the alias {alias!r}")
@@ -168,14 +168,14 @@ class MlflowRegistry:
         check_model_name(model)
         if not version.isdecimal():
             raise ModelNotFoundError(f"model {model!r} has no version {version!r}: versions are numbers")
-        with _translated(f"version {version} of model {model!r}"):
+        with translated(f"version {version} of model {model!r}"):
             found = self._client.get_model_version(model, version)
         return _describe(found, list(found.aliases))
 
     def fetch(self, version: ModelVersion, into: Path) -> Path:
         target = into / f"{version.model}-{version.version}"
         target.mkdir(parents=True, exist_ok=True)
-        with _translated(f"version {version.version} of model {version.model!r}"):
+        with translated(f"version {version.version} of model {version.model!r}"):
             registered = self._client.get_model_version(version.model, version.version)
             model_id = str(registered.source).removeprefix("models:/")
             location = self._client.get_logged_model(model_id).artifact_location
@@ -186,12 +186,12 @@ class MlflowRegistry:
 
     def set_alias(self, model: str, alias: str, version: str) -> None:
         self.version(model, version)
-        with _translated(f"model {model!r}"):
+        with translated(f"model {model!r}"):
             self._client.set_registered_model_alias(model, alias, version)
 
     def annotate(self, model: str, version: str, tags: Mapping[str, str]) -> None:
         self.version(model, version)
-        with _translated(f"version {version} of model {model!r}"):
+        with translated(f"version {version} of model {model!r}"):
             for key, value in tags.items():
                 self._client.set_model_version_tag(model, version, key, value)
 
@@ -251,18 +251,18 @@ def _describe(found: MlflowModelVersion, aliases: list[str]) -> ModelVersion:
 
 
 @contextmanager
-def _translated(what: str) -> Iterator[None]:
-    """Turn MLflow's errors into the registry's: not there, not answering, or refused."""
+def translated(what: str) -> Iterator[None]:
+    """Turn MLflow's errors into the registry's: not there, not answering, or refused. Also a decorator."""
     try:
         yield
     except MlflowException as error:
         if error.error_code == "RESOURCE_DOES_NOT_EXIST":
             raise ModelNotFoundError(f"{what} is not in the registry") from error
         if error.get_http_status_code() >= 500 or "API request to" in str(error):
-            raise RegistryUnavailableError(f"the MLflow registry did not answer: {_first_line(error)}") from error
+            raise RegistryUnavailableError(f"MLflow did not answer: {_first_line(error)}") from error
         raise RegistryError(f"MLflow refused: {_first_line(error)}") from error
     except OSError as error:
-        raise RegistryUnavailableError(f"the MLflow registry did not answer: {_first_line(error)}") from error
+        raise RegistryUnavailableError(f"MLflow did not answer: {_first_line(error)}") from error
 
 
 def _first_line(error: Exception) -> str:

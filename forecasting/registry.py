@@ -196,7 +196,7 @@ class DirectoryRegistry:
 
     def models(self) -> list[str]:
         try:
-            return sorted(path.parent.name for path in self.root.glob("*/versions"))
+            return sorted({path.parent.parent.name for path in self.root.glob("*/versions/*")})
         except OSError as error:
             raise RegistryUnavailableError(f"the registry directory cannot be read: {error}") from error
 

@@ -12,27 +12,23 @@ import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol, TypedDict, TypeVar
 
-import numpy as np
 import pandas as pd
 
-from forecasting.artifact import load_artifact, save_artifact
+from forecasting.artifact import artifact_digest, load_artifact, save_artifact
 from forecasting.errors import (
     ArtifactError,
     ModelNotFoundError,
-    PanelError,
     RegistryError,
     RegistryUnavailableError,
-    SourceError,
     TrainingError,
 )
 from forecasting.forecaster import Forecaster
-from forecasting.panel import Panel, build_panel, save_panel
 from forecasting.registry import (
     CHALLENGER,
     TAG_DECISION,
@@ -42,14 +38,13 @@ from forecasting.registry import (
     promote,
 )
 from forecasting.spec import BASELINE_KINDS
+from pipelines.load import load_data
 from pipelines.promotion import Decision, Evidence, decide
 from pipelines.run import Run
-from training.backtest import Backtest, leaderboard, plan_split, run_backtest, validation_cutoffs
+from training.backtest import Backtest, leaderboard, run_backtest, validation_cutoffs
 from training.baselines import fit_baseline
 from training.calibrate import calibrate
 from training.fit import Log, fit, log_nothing
-from training.job import JobConfig
-from training.sources.base import SourceContext
 from training.windows import Windows
 
 TAG_RUN_KEY = "hindcast.run_key"
@@ -86,6 +81,8 @@ class Report(TypedDict):
     """The candidate with the best gate metric on the validation block."""
     champion: str | None
     """The champion's name in `scores`, where there was one to compare with."""
+    not_compared: str | None
+    """Why a champion there is was not compared with."""
     scores: dict[str, dict[str, float]]
     validation: dict[str, dict[str, float]]
     losses: dict[str, list[float]]
@@ -149,9 +146,10 @@ def _closing(run: Run, parent: str) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        run.tracker.end_training(parent, "FAILED" if isinstance(error, Exception) else "KILLED")
+        with suppress(RegistryError):
+            run.tracker.end_run(parent, "FAILED" if isinstance(error, Exception) else "KILLED")
         raise
-    run.tracker.end_training(parent)
+    run.tracker.end_run(parent)
 
 
 @contextmanager
@@ -174,51 +172,6 @@ def _carrying_through(run: Run) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def load_data(run: Run) -> str:
-    """Load the job's source into a validated panel, keep it in the run's folder, and describe it."""
-    job = run.job
-    context = SourceContext(run.base_dir, run.settings.cache_dir, run.reporter.say)
-    frame = job.source.load(context)
-    column = job.target.column
-    if column not in frame.columns:
-        there = ", ".join(str(c) for c in frame.columns if c not in ("unique_id", "ds"))
-        raise SourceError(f"job {job.name!r}: the source has no column {column!r}; it has {there}")
-    rows = frame[["unique_id", "ds", column]].rename(columns={column: "y"})
-    panel, left_out = _build_panel(job, rows)
-    for problem in left_out.values():
-        run.reporter.say(f"left out: {problem}")
-    # Once, here: found later it would be found by every forecaster again.
-    plan_split(panel, job)
-    save_panel(panel, run.folder / "panel.npz")
-    run.reporter.say(f"{job.name}: {panel.describe()}")
-    return panel.describe()
-
-
-def _build_panel(job: JobConfig, rows: pd.DataFrame) -> tuple[Panel, dict[str, str]]:
-    """Return the panel the job can be trained on, and what is wrong with each series left out of it."""
-    panel = build_panel(rows, job.freq, bad_series=job.bad_series)
-    unusable = _without_logarithm(job, panel)
-    left_out = {**panel.dropped, **unusable}
-    if not unusable:
-        return panel, left_out
-    if job.bad_series == "raise" or len(unusable) == panel.n_series:
-        raise PanelError(left_out)
-    return build_panel(rows[~rows["unique_id"].astype(str).isin(list(left_out))], job.freq), left_out
-
-
-def _without_logarithm(job: JobConfig, panel: Panel) -> dict[str, str]:
-    """Return what is wrong with the series that have no log returns."""
-    if job.target.transform != "log_return":
-        return {}
-    with np.errstate(invalid="ignore"):
-        bad_N = np.any(panel.y_NT <= 0, axis=1)
-    return {
-        uid: f"series {uid!r} has values that are not positive; transform log_return needs prices above 0"
-        for uid, bad in zip(panel.unique_ids, bad_N, strict=True)
-        if bad
-    }
 
 
 def open_tracking(run: Run) -> str:
@@ -275,20 +228,23 @@ def _fit(run: Run, name: str, log: Log) -> None:
     save_artifact(Forecaster(spec, network), run.artifact(name))
 
 
-def backtest_of(run: Run, artifact: Path, cutoffs: Sequence[int]) -> Backtest:
+def backtest_of(run: Run, artifact: Path, cutoffs: Sequence[int], history_needed: int | None = None) -> Backtest:
     """Reload an artefact and ask it at the given cutoffs of the run's panel."""
-    forecaster = load_artifact(artifact)
+    needed = history_needed or run.history_needed
     return run_backtest(
-        forecaster, run.panel, cutoffs, history_needed=run.history_needed, in_sample=run.split.test
+        load_artifact(artifact), run.panel, cutoffs, history_needed=needed, in_sample=run.split.test
     )
 
 
 def backtest_all(run: Run, fitted: Sequence[Fitted]) -> Report:
     """Backtest every artefact that was fitted, and the champion, at the same cutoffs; choose by validation."""
     metric = run.job.gate.metric
+    champion = _load_champion(run)
+    # Everyone answers the same questions: those that leave the longest window, the champion's included, filled.
+    needed = max(run.history_needed, champion.input_size)
     scores, validation, losses = {}, {}, {}
     for name, run_id in ((f["name"], f["run_id"]) for f in _usable(run, fitted)):
-        test = backtest_of(run, run.artifact(name), run.split.cutoffs)
+        test = backtest_of(run, run.artifact(name), run.split.cutoffs, needed)
         before = backtest_of(run, run.artifact(name), validation_cutoffs(run.split, run.job.horizon))
         scores[name], validation[name] = test.scores(), before.scores()
         if test.unanswered:
@@ -301,13 +257,13 @@ def backtest_all(run: Run, fitted: Sequence[Fitted]) -> Report:
             run.tracker.log_skill(f["run_id"], scores[f["name"]], scores["seasonal_naive"])
     trained = [c.name for c in run.job.candidates if c.name in validation]
     best = min(trained, key=lambda name: _or_worst(validation[name][metric]))
-    champion = _backtest_champion(run)
-    if champion is not None:
-        name, test = champion
-        scores[name], losses[name] = test.scores(), test.loss_by_cutoff(metric).tolist()
+    if champion.artifact is not None:
+        test = backtest_of(run, champion.artifact, run.split.cutoffs, needed)
+        scores[champion.name], losses[champion.name] = test.scores(), test.loss_by_cutoff(metric).tolist()
     return {
         "best": best,
-        "champion": champion[0] if champion else None,
+        "champion": champion.name if champion.artifact is not None else None,
+        "not_compared": champion.why_not,
         "scores": scores,
         "validation": validation,
         "losses": losses,
@@ -337,27 +293,43 @@ def _or_worst(value: float) -> float:
     return value if math.isfinite(value) else math.inf
 
 
-def _backtest_champion(run: Run) -> tuple[str, Backtest] | None:
-    """Ask the champion at the test cutoffs; None when there is none, or none that answers the same question."""
-    champion = champion_or_none(run.registry, run.job.name)
-    if champion is None:
-        return None
+@dataclass(frozen=True)
+class Champion:
+    """The model in use, as far as it can be compared with."""
+
+    name: str = ""
+    artifact: Path | None = None
+    input_size: int = 0
+    why_not: str | None = None
+    """Why there is a champion and no comparison."""
+
+
+def _load_champion(run: Run) -> Champion:
+    """Fetch the champion, if there is one that answers the same question on this data."""
+    version = champion_or_none(run.registry, run.job.name)
+    if version is None:
+        return Champion()
     try:
-        artifact = run.registry.fetch(champion, run.folder)
+        artifact = run.registry.fetch(version, run.folder)
+        if artifact_digest(artifact) != version.digest:
+            raise ArtifactError("its digest is not the one it was published with")
         spec = load_artifact(artifact).spec
     except RegistryUnavailableError:
         raise
     except (ArtifactError, RegistryError) as error:
-        run.reporter.say(f"champion version {champion.version} cannot be loaded, so not compared with: {error}")
-        return None
+        return _not_compared(run, version, f"cannot be loaded: {error}")
     asked = run.job.spec_of(spec.network)
     if spec.model_dump(exclude={"network", "level"}) != asked.model_dump(exclude={"network", "level"}):
-        run.reporter.say(f"champion version {champion.version} answers another question, so not compared with")
-        return None
-    if spec.input_size > run.history_needed:
-        run.reporter.say(f"champion version {champion.version} needs more history than this job gives")
-        return None
-    return f"champion v{champion.version}", backtest_of(run, artifact, run.split.cutoffs)
+        return _not_compared(run, version, "answers another question than this job")
+    if spec.input_size > run.split.cutoffs[0] + 1:
+        return _not_compared(run, version, f"needs {spec.input_size} steps before the first test cutoff")
+    return Champion(f"champion v{version.version}", artifact, spec.input_size)
+
+
+def _not_compared(run: Run, version: ModelVersion, why: str) -> Champion:
+    reason = f"champion v{version.version} {why}"
+    run.reporter.say(f"not compared with: {reason}")
+    return Champion(why_not=reason)
 
 
 def publish_best(run: Run, parent: str, report: Report) -> str:
@@ -400,10 +372,11 @@ def decide_promotion(run: Run, parent: str, report: Report, version: str) -> dic
         lags=math.ceil(run.job.horizon / run.job.step_size) - 1,
     )
     verdict = "promoted" if decision.promote else "not promoted"
-    run.registry.annotate(run.job.name, version, {TAG_DECISION: verdict, TAG_REASON: decision.reason})
-    run.tracker.decide(parent, verdict, decision.reason)
-    run.reporter.say(f"{run.job.name} version {version} {verdict}: {decision.reason}")
-    return {"promote": decision.promote, "reason": decision.reason}
+    reason = decision.reason + (f" ({report['not_compared']})" if report["not_compared"] else "")
+    run.registry.annotate(run.job.name, version, {TAG_DECISION: verdict, TAG_REASON: reason})
+    run.tracker.decide(parent, verdict, reason)
+    run.reporter.say(f"{run.job.name} version {version} {verdict}: {reason}")
+    return {"promote": decision.promote, "reason": reason}
 
 
 def evidence(run: Run, report: Report, name: str) -> Evidence:

@@ -30,6 +30,7 @@ from forecasting.spec import ForecasterSpec
 from forecasting.transforms import apply_transform
 from training import metrics
 from training.baselines import baseline_specs
+from training.calibrate import FEW_RESIDUALS
 from training.job import JobConfig
 from training.windows import Split
 
@@ -63,9 +64,11 @@ def plan_split(panel: Panel, job: JobConfig) -> Split:
     test = cutoffs[0] + 1
     default = max(job.horizon + 20, round(VALIDATION_SHARE * panel.n_steps))
     size = job.evaluation.validation_size or default
-    if size < job.horizon:
+    fewest = job.horizon + FEW_RESIDUALS - 1
+    if size < fewest:
         raise TrainingError(
-            f"job {job.name!r} has a validation_size of {size} steps; a forecast of {job.horizon} does not fit in"
+            f"job {job.name!r} has a validation_size of {size} steps; it takes {fewest} to calibrate intervals: "
+            f"{FEW_RESIDUALS} forecasts of {job.horizon} steps"
         )
     longest = max(network.input_size for network in baseline_specs(job).values())
     if test - size < longest + job.horizon:

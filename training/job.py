@@ -3,7 +3,7 @@
 Unknown keys are refused and every message names the field, so that a typing error never trains quietly.
 """
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo
@@ -191,7 +191,9 @@ class JobConfig(_Section):
         reserved = {c.name for c in self.candidates if c.name in BASELINE_KINDS}
         if reserved:
             raise ValueError(f"a candidate cannot take the name of a baseline: {sorted(reserved)[0]!r}")
-        for candidate in self.candidates:
+        for i, candidate in enumerate(self.candidates):
+            if candidate.network.input_size < 2:
+                raise ValueError(f"candidates[{i}].input_size is 1; a window of one value has no scale, 2 have")
             if "device" in candidate.training:
                 raise ValueError(f"candidate {candidate.name!r} sets device; a job's candidates share its device")
         return self
@@ -246,6 +248,17 @@ def _free_name(kind: str, taken: set[str]) -> str:
     return kind if kind not in taken else next(name for name in numbered if name not in taken)
 
 
+class _StrictLoader(yaml.SafeLoader):
+    """The safe loader, which refuses a key that is there twice instead of keeping the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"{key!r} is there twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def load_job(path: Path) -> JobConfig:
     """Read a job file.
 
@@ -264,7 +277,7 @@ def load_job(path: Path) -> JobConfig:
 def parse_job(text: str, *, where: str = "job") -> JobConfig:
     """Parse the text of a job file; `where` starts the message of an error."""
     try:
-        content = yaml.safe_load(text)
+        content = yaml.load(text, Loader=_StrictLoader)  # noqa: S506  (a safe loader, and stricter)
     except yaml.YAMLError as error:
         raise JobError(f"{where} is not valid YAML: {error}") from error
     if not isinstance(content, Mapping):

@@ -11,24 +11,26 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 # This import comes before MLflow's own: it sets what MLflow reads when it is imported.
-from forecasting.mlflow_registry import ensure_experiment, open_client  # isort: skip
+from forecasting.mlflow_registry import ensure_experiment, open_client, translated  # isort: skip
 import mlflow.data
 from mlflow.entities import DatasetInput, InputTag, Metric, Param
 from mlflow.tracking import MlflowClient
 
+from forecasting.errors import RegistryError
 from forecasting.panel import Panel
 from forecasting.registry import TAG_DECISION, TAG_REASON
 from training.backtest import Backtest
 from training.figures import error_by_step_figure, forecast_figure, save_html
 from training.job import JobConfig
 
+STORE = "a run of this training"
 SKILLS = ("mase", "crps", "rmsse")
 MOST_ROWS_LOGGED = 100_000
 _PARAM_LENGTH = 6000
@@ -43,6 +45,7 @@ class Tracker:
         self._client = open_client(uri)
         self._experiment_id = ensure_experiment(self._client, uri, job.name)
 
+    @translated(STORE)
     def start_training(self, panel: Panel, tags: Mapping[str, str]) -> str:
         """Open the parent run of a training: the job file, the data set, and where the code stood.
 
@@ -68,16 +71,24 @@ class Tracker:
 
         A run of the same name that an earlier, interrupted attempt left open is closed first.
         """
-        tags = {"mlflow.parentRunId": parent, "hindcast.candidate": name}
-        self._close_leftovers(tags)
-        run = self._client.create_run(self._experiment_id, run_name=name, tags=tags)
-        run_id = str(run.info.run_id)
+        run_id = self._open_candidate(name, {"mlflow.parentRunId": parent, "hindcast.candidate": name})
         with self._closing_on_error(run_id):
-            self._log_params(run_id, params)
-            self._client.log_text(run_id, self.job_text, "job.yaml")
+            self._describe_candidate(run_id, params)
             yield CandidateRun(self._client, run_id)
-        self._client.set_terminated(run_id, "FINISHED")
+        self.end_run(run_id)
 
+    @translated(STORE)
+    def _open_candidate(self, name: str, tags: Mapping[str, str]) -> str:
+        self._close_leftovers(tags)
+        run = self._client.create_run(self._experiment_id, run_name=name, tags=dict(tags))
+        return str(run.info.run_id)
+
+    @translated(STORE)
+    def _describe_candidate(self, run_id: str, params: Mapping[str, Any]) -> None:
+        self._log_params(run_id, params)
+        self._client.log_text(run_id, self.job_text, "job.yaml")
+
+    @translated(STORE)
     def finish_training(self, run_id: str, scores: pd.DataFrame, best: str) -> None:
         """Write the leaderboard and the best candidate's scores to the parent run."""
         self._client.set_tag(run_id, "hindcast.best_candidate", best)
@@ -86,8 +97,9 @@ class Tracker:
             path = Path(scratch) / "leaderboard.parquet"
             scores.reset_index().to_parquet(path)
             self._client.log_artifact(run_id, str(path), "tables")
-        self._client.log_text(run_id, scores.round(6).to_string(), "leaderboard.txt")
+        self._client.log_text(run_id, scores.to_string(float_format="{:.6g}".format), "leaderboard.txt")
 
+    @translated(STORE)
     def log_backtest(
         self, run_id: str, validation: Backtest, test: Backtest, title: str, *, figures: bool
     ) -> None:
@@ -96,18 +108,21 @@ class Tracker:
         run.log_scores("val", validation.scores())
         run.log_test(test, title, figures=figures)
 
+    @translated(STORE)
     def log_skill(self, run_id: str, scores: Mapping[str, float], seasonal_naive: Mapping[str, float]) -> None:
         """Write a candidate's skill against the seasonal naive: 0 is no better, 1 is perfect."""
         skill = {name: 1.0 - scores[name] / seasonal_naive[name] for name in SKILLS if seasonal_naive[name]}
         CandidateRun(self._client, run_id).log_scores("skill", skill)
 
+    @translated(STORE)
     def decide(self, run_id: str, verdict: str, reason: str) -> None:
         """Write the gate's decision and its reason to the parent run."""
         self._client.set_tag(run_id, TAG_DECISION, verdict)
         self._client.set_tag(run_id, TAG_REASON, reason)
 
-    def end_training(self, run_id: str, status: str = "FINISHED") -> None:
-        """Close the parent run: FINISHED, FAILED or KILLED."""
+    @translated(STORE)
+    def end_run(self, run_id: str, status: str = "FINISHED") -> None:
+        """Close a run: FINISHED, FAILED or KILLED."""
         self._client.set_terminated(run_id, status)
 
     def _close_leftovers(self, tags: Mapping[str, str]) -> None:
@@ -122,8 +137,10 @@ class Tracker:
             yield
         except BaseException as error:
             killed = isinstance(error, KeyboardInterrupt | SystemExit)
-            self._client.set_tag(run_id, "hindcast.error", str(error)[:500] or type(error).__name__)
-            self._client.set_terminated(run_id, "KILLED" if killed else "FAILED")
+            # What went wrong is the error to tell, also when MLflow cannot be told.
+            with suppress(RegistryError), translated(STORE):
+                self._client.set_tag(run_id, "hindcast.error", str(error)[:500] or type(error).__name__)
+                self._client.set_terminated(run_id, "KILLED" if killed else "FAILED")
             raise
 
     def _log_params(self, run_id: str, params: Mapping[str, Any]) -> None:
@@ -155,6 +172,7 @@ class CandidateRun:
         """Write scores as `test/crps`, `val/crps` and so on."""
         self._log({f"{block}/{name}": value for name, value in scores.items()}, 0)
 
+    @translated(STORE)
     def log_test(self, test: Backtest, title: str, *, figures: bool) -> None:
         """Write a backtest: its scores, the error of each step, the table of series and the figures."""
         self.log_scores("test", test.scores())
@@ -169,6 +187,7 @@ class CandidateRun:
                 save_html(error_by_step_figure(test, title), folder / "figures" / "error_by_step.html")
             self._client.log_artifacts(self.run_id, scratch)
 
+    @translated(STORE)
     def _log(self, metrics: Mapping[str, float], step: int) -> None:
         now = int(time.time() * 1000)
         known = [Metric(key, float(v), now, step) for key, v in metrics.items() if math.isfinite(v)]

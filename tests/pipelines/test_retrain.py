@@ -15,7 +15,7 @@ from mlflow.entities import Run as MlflowRun
 from mlflow.tracking import MlflowClient
 
 from forecasting.artifact import load_artifact
-from forecasting.errors import ModelNotFoundError, PanelError, SourceError, TrainingError
+from forecasting.errors import ModelNotFoundError, PanelError, RegistryError, SourceError, TrainingError
 from forecasting.registry import CHALLENGER, TAG_DECISION, TAG_REASON, open_registry
 from pipelines.retrain import backtest, fit_forecaster, load_data, retrain, run_now, train
 from pipelines.run import Run, new_run
@@ -128,7 +128,7 @@ def test_a_champion_whose_artefact_is_lost_holds_up_no_retraining(
     listener = Listener()
     outcome = retrain(new_run(job_file, settings, listener))
     assert open_registry(settings.registry).resolve("tiny").version == outcome.version == "2"
-    assert any("champion version 1 cannot be loaded" in line for line in listener.lines)
+    assert any("champion v1 cannot be loaded" in line for line in listener.lines)
 
 
 def test_training_promotes_nothing(run: Run, settings: PipelineSettings) -> None:
@@ -379,3 +379,61 @@ def test_the_published_artefact_is_the_one_that_was_backtested(
     local = load_artifact(run.artifact(outcome.report["best"]))
     history = run.panel.y_NT[:, -24:]
     assert (fetched.predict(history) == local.predict(history)).all()
+
+
+@pytest.mark.parametrize("rule", ["raise", "drop"])
+def test_a_series_too_short_to_learn_from_is_named(
+    rule: str, job_file: Path, settings: PipelineSettings, tmp_path: Path
+) -> None:
+    ds = pd.date_range("2024-01-01", periods=500, freq="h")
+    y = np.random.default_rng(0).normal(size=500).cumsum()
+    long, short = (
+        pd.DataFrame({"unique_id": u, "ds": ds[-n:], "y": y[-n:]}) for u, n in (("old", 500), ("new", 20))
+    )
+    pd.concat([long, short]).to_csv(tmp_path / "two.csv", index=False)
+    simulated = "source: {kind: simulate, n_sensors: 2, n_steps: 500, freq: h, seed: 1}"
+    job_file.write_text(TINY.replace(simulated, "source: {kind: csv, path: two.csv}") + f"bad_series: {rule}\n")
+    listener = Listener()
+    run = new_run(job_file, settings, listener)
+    if rule == "raise":
+        with pytest.raises(PanelError, match=r"series 'new' has 20 observed points; 28 are needed"):
+            backtest(run)
+        return
+    backtest(run)
+    assert run.panel.unique_ids == ("old",)
+    assert any(line.startswith("left out: series 'new' has 20 observed points") for line in listener.lines)
+
+
+def test_a_champion_that_sees_further_back_is_compared_all_the_same(
+    run: Run, job_file: Path, settings: PipelineSettings
+) -> None:
+    first = retrain(run)
+    job_file.write_text(TINY.replace("input_size: 24", "input_size: 12"))
+    second = retrain(new_run(job_file, settings, Listener()))
+    assert second.report["champion"] == "champion v1"
+    best = first.report["best"]
+    assert second.report["scores"]["champion v1"]["crps"] == pytest.approx(first.report["scores"][best]["crps"])
+
+
+def test_a_champion_that_was_tampered_with_is_not_compared_and_the_reason_says_so(
+    run: Run, job_file: Path, settings: PipelineSettings
+) -> None:
+    retrain(run)
+    for spec in settings.home.glob("artifacts/**/spec.json"):
+        spec.write_text(spec.read_text() + " ")
+    outcome = retrain(new_run(job_file, settings, Listener()))
+    assert outcome.report["champion"] is None
+    assert outcome.decision is not None
+    assert "champion v1 cannot be loaded: its digest" in outcome.decision.reason
+
+
+def test_tracking_that_fails_half_way_is_an_error_of_ours(run: Run, settings: PipelineSettings) -> None:
+    def lose_the_store(name: str, function: Callable[..., T], *args: object) -> T:
+        if name == "fit mlp":
+            client = MlflowClient(settings.tracking)
+            for found in runs_of(settings):
+                client.delete_run(found.info.run_id)
+        return run_now(name, function, *args)
+
+    with pytest.raises(RegistryError):
+        retrain(run, lose_the_store)

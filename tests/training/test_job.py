@@ -95,6 +95,7 @@ def test_a_candidate_of_a_baselines_kind_stands_beside_the_baseline() -> None:
         ("candidates.0.training", {"nope": 1}, r"candidates\[0\]\.training: nope: Extra"),
         ("candidates.0.training", {"learning_rate": 7}, r"candidates\[0\]\.training: learning_rate: "),
         ("candidates", [], r"candidates"),
+        ("candidates.0.input_size", 1, r"candidates\[0\]\.input_size is 1; a window of one value has no scale"),
         ("candidates", [{"kind": "mlp", "input_size": 5, "name": "a"}] * 2, r"two candidates have the name 'a'"),
         ("candidates.0.name", "ridge", r"name of a baseline: 'ridge'"),
         ("freq", "fortnight", r"freq: .*unknown frequency 'fortnight'"),
@@ -120,6 +121,11 @@ def test_a_mistake_is_named_by_its_field(path: str, value: Any, message: str) ->
 def test_what_is_no_job_is_refused(text: str) -> None:
     with pytest.raises(JobError):
         parse_job(text)
+
+
+def test_a_key_that_is_there_twice_is_refused() -> None:
+    with pytest.raises(JobError, match="'horizon' is there twice"):
+        parse_job(yaml.safe_dump(MINIMAL) + "horizon: 9\n")
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

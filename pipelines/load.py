@@ -1,0 +1,67 @@
+"""Loading: from a job's source to the panel it is trained on, with every series that cannot be used named."""
+
+import numpy as np
+import pandas as pd
+
+from forecasting.errors import PanelError, SourceError
+from forecasting.panel import Panel, build_panel, save_panel
+from pipelines.run import Run
+from training.backtest import plan_split
+from training.job import JobConfig
+from training.sources.base import SourceContext
+
+
+def load_data(run: Run) -> str:
+    """Load the job's source into a validated panel, keep it in the run's folder, and describe it."""
+    job = run.job
+    context = SourceContext(run.base_dir, run.settings.cache_dir, run.reporter.say)
+    frame = job.source.load(context)
+    column = job.target.column
+    if column not in frame.columns:
+        there = ", ".join(str(c) for c in frame.columns if c not in ("unique_id", "ds"))
+        raise SourceError(f"job {job.name!r}: the source has no column {column!r}; it has {there}")
+    rows = frame[["unique_id", "ds", column]].rename(columns={column: "y"})
+    panel, left_out = _build_panel(job, rows)
+    for problem in left_out.values():
+        run.reporter.say(f"left out: {problem}")
+    # Once, here: found later it would be found by every forecaster again.
+    plan_split(panel, job)
+    save_panel(panel, run.folder / "panel.npz")
+    run.reporter.say(f"{job.name}: {panel.describe()}")
+    return panel.describe()
+
+
+def _build_panel(job: JobConfig, rows: pd.DataFrame) -> tuple[Panel, dict[str, str]]:
+    """Return the panel the job can be trained on, and what is wrong with each series left out of it."""
+    panel = build_panel(rows, job.freq, bad_series=job.bad_series)
+    unusable = {**_too_short(job, panel), **_without_logarithm(job, panel)}
+    left_out = {**panel.dropped, **unusable}
+    if not unusable:
+        return panel, left_out
+    if job.bad_series == "raise" or len(unusable) == panel.n_series:
+        raise PanelError(left_out)
+    return build_panel(rows[~rows["unique_id"].astype(str).isin(list(left_out))], job.freq), left_out
+
+
+def _too_short(job: JobConfig, panel: Panel) -> dict[str, str]:
+    """Return what is wrong with the series no candidate can learn anything from."""
+    shortest = min(candidate.network.input_size for candidate in job.candidates)
+    try:
+        why = f"the shortest input_size, {shortest}, and the horizon, {job.horizon}"
+        panel.require_observed(shortest + job.horizon, why=why)
+    except PanelError as error:
+        return error.problems
+    return {}
+
+
+def _without_logarithm(job: JobConfig, panel: Panel) -> dict[str, str]:
+    """Return what is wrong with the series that have no log returns."""
+    if job.target.transform != "log_return":
+        return {}
+    with np.errstate(invalid="ignore"):
+        bad_N = np.any(panel.y_NT <= 0, axis=1)
+    return {
+        uid: f"series {uid!r} has values that are not positive; transform log_return needs prices above 0"
+        for uid, bad in zip(panel.unique_ids, bad_N, strict=True)
+        if bad
+    }

@@ -2,14 +2,13 @@
 
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.conftest import free_port
-from tests.processes import HISTORY, mlflow_server, run_to_end, running, wait_for_version, write_job
+from tests.processes import HISTORY, run_to_end, running, wait_for_version, write_job
 
 pytestmark = pytest.mark.slow
 
@@ -27,19 +26,13 @@ print(json.dumps(forecast.astype({"ds": str, "cutoff": str}).to_dict("list")))
 """
 
 
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[str]:
-    """An MLflow server that keeps proxied artefacts below tmp_path / 'mlflow'."""
-    with mlflow_server(tmp_path / "mlflow", f"sqlite:///{tmp_path}/server.db") as uri:
-        yield uri
-
-
-def test_mlflow_and_the_service_give_the_same_numbers(server: str, tmp_path: Path) -> None:
+def test_mlflow_and_the_service_give_the_same_numbers(server: str, server_folder: Path, tmp_path: Path) -> None:
     port = free_port()
     served = {
         "HINDCAST_REGISTRY_URI": server,
         "HINDCAST_PORT": str(port),
         "HINDCAST_POLL_SECONDS": "0.5",
+        "HINDCAST_MODELS": "pumps",
         **NO_PICKLE,
     }
     with running(["hindcast", "serve"], tmp_path / "service.log", served):
@@ -60,6 +53,6 @@ def test_mlflow_and_the_service_give_the_same_numbers(server: str, tmp_path: Pat
     for column in ("mean", "lo-80", "hi-80"):
         assert by_mlflow[column] == over_http[column], column
 
-    kept = [path.name for path in (tmp_path / "mlflow").rglob("*") if path.is_file()]
+    kept = [path.name for path in server_folder.rglob("*") if path.is_file()]
     assert "weights.safetensors" in kept, "the artefact store is where this test looks"
     assert not [name for name in kept if name.endswith((".pkl", ".pickle", ".pt", ".pth", ".joblib"))]

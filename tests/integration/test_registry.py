@@ -24,13 +24,6 @@ from tests.conftest import free_port, make_forecaster
 from tests.processes import mlflow_server
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder = tmp_path_factory.mktemp("mlflow")
-    with mlflow_server(folder, f"sqlite:///{folder}/server.db") as uri:
-        yield uri
-
-
 @pytest.fixture(params=["directory", "sqlite", "server", pytest.param("postgres", marks=pytest.mark.postgres)])
 def registry(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Registry]:
     if request.param == "directory":
@@ -127,7 +120,8 @@ def test_a_version_that_was_tampered_with_is_refused(tmp_path: Path) -> None:
         load_version(registry, version)
 
 
-def test_a_server_that_is_down_is_unavailable_and_not_empty() -> None:
+def test_a_server_that_is_down_is_unavailable_and_not_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     registry = open_registry(f"http://127.0.0.1:{free_port()}")
     with pytest.raises(RegistryUnavailableError):
         registry.resolve("pumps")

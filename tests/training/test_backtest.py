@@ -65,6 +65,8 @@ def test_a_season_that_does_not_fit_into_the_data_is_refused_with_the_sum() -> N
         plan_split(make_panel(1, 200, "h"), long)
 
 
+@pytest.mark.parametrize("network", NETWORKS, ids=lambda n: n.kind)
+@pytest.mark.parametrize("transform", ["none", "log_return"])
 def test_poisoning_the_future_changes_no_bit_of_a_forecast(network: NetworkSpec, transform: str) -> None:
     forecaster = make_forecaster(network, transform=transform)
     panel = make_panel(3, 200, missing=10)

@@ -133,11 +133,15 @@ def load_version(registry: Registry, version: ModelVersion, device: str = "cpu")
     Raises:
         ArtifactError: the artefact is not the one that was published, or cannot be loaded.
     """
-    with tempfile.TemporaryDirectory() as scratch:
-        artifact = registry.fetch(version, Path(scratch))
-        if artifact_digest(artifact) != version.digest:
+    if version.digest is None:
+        raise ArtifactError(f"version {version.version} was published without a digest")
+    with tempfile.TemporaryDirectory(prefix="hindcast-") as private:
+        artifact = registry.fetch(version, Path(private))
+        digest = artifact_digest(artifact)
+        if digest != version.digest:
             raise ArtifactError(
-                f"version {version.version} of {version.model!r} is not what was published: its digest differs"
+                f"version {version.version} is not what was published: "
+                f"it has digest {digest[:12]}; {version.digest[:12]} was published"
             )
         return load_artifact(artifact, device)
 

@@ -20,7 +20,7 @@ from typing import Any, Protocol, TypedDict, TypeVar
 
 import pandas as pd
 
-from forecasting.artifact import artifact_digest, load_artifact, save_artifact
+from forecasting.artifact import load_artifact, save_artifact
 from forecasting.errors import (
     ArtifactError,
     ModelNotFoundError,
@@ -35,6 +35,7 @@ from forecasting.registry import (
     TAG_REASON,
     ModelVersion,
     champion_or_none,
+    load_version,
     promote,
 )
 from forecasting.spec import BASELINE_KINDS
@@ -230,10 +231,11 @@ def _fit(run: Run, name: str, log: Log) -> None:
 
 def backtest_of(run: Run, artifact: Path, cutoffs: Sequence[int], history_needed: int | None = None) -> Backtest:
     """Reload an artefact and ask it at the given cutoffs of the run's panel."""
-    needed = history_needed or run.history_needed
-    return run_backtest(
-        load_artifact(artifact), run.panel, cutoffs, history_needed=needed, in_sample=run.split.test
-    )
+    return _ask(run, load_artifact(artifact), cutoffs, history_needed or run.history_needed)
+
+
+def _ask(run: Run, forecaster: Forecaster, cutoffs: Sequence[int], history_needed: int) -> Backtest:
+    return run_backtest(forecaster, run.panel, cutoffs, history_needed=history_needed, in_sample=run.split.test)
 
 
 def backtest_all(run: Run, fitted: Sequence[Fitted]) -> Report:
@@ -257,12 +259,12 @@ def backtest_all(run: Run, fitted: Sequence[Fitted]) -> Report:
             run.tracker.log_skill(f["run_id"], scores[f["name"]], scores["seasonal_naive"])
     trained = [c.name for c in run.job.candidates if c.name in validation]
     best = min(trained, key=lambda name: _or_worst(validation[name][metric]))
-    if champion.artifact is not None:
-        test = backtest_of(run, champion.artifact, run.split.cutoffs, needed)
+    if champion.forecaster is not None:
+        test = _ask(run, champion.forecaster, run.split.cutoffs, needed)
         scores[champion.name], losses[champion.name] = test.scores(), test.loss_by_cutoff(metric).tolist()
     return {
         "best": best,
-        "champion": champion.name if champion.artifact is not None else None,
+        "champion": champion.name if champion.forecaster is not None else None,
         "not_compared": champion.why_not,
         "scores": scores,
         "validation": validation,
@@ -298,7 +300,7 @@ class Champion:
     """The model in use, as far as it can be compared with."""
 
     name: str = ""
-    artifact: Path | None = None
+    forecaster: Forecaster | None = None
     input_size: int = 0
     why_not: str | None = None
     """Why there is a champion and no comparison."""
@@ -310,20 +312,18 @@ def _load_champion(run: Run) -> Champion:
     if version is None:
         return Champion()
     try:
-        artifact = run.registry.fetch(version, run.folder)
-        if artifact_digest(artifact) != version.digest:
-            raise ArtifactError("its digest is not the one it was published with")
-        spec = load_artifact(artifact).spec
+        forecaster = load_version(run.registry, version)
     except RegistryUnavailableError:
         raise
     except (ArtifactError, RegistryError) as error:
         return _not_compared(run, version, f"cannot be loaded: {error}")
+    spec = forecaster.spec
     asked = run.job.spec_of(spec.network)
     if spec.model_dump(exclude={"network", "level"}) != asked.model_dump(exclude={"network", "level"}):
         return _not_compared(run, version, "answers another question than this job")
     if spec.input_size > run.split.cutoffs[0] + 1:
         return _not_compared(run, version, f"needs {spec.input_size} steps before the first test cutoff")
-    return Champion(f"champion v{version.version}", artifact, spec.input_size)
+    return Champion(f"champion v{version.version}", forecaster, spec.input_size)
 
 
 def _not_compared(run: Run, version: ModelVersion, why: str) -> Champion:

@@ -107,4 +107,4 @@ def new_run(job_file: Path, settings: PipelineSettings, reporter: Reporter) -> R
     job = load_job(job_file)
     use_threads(settings)
     key = f"{job.name}-{datetime.now(UTC):%Y%m%dT%H%M%S%f}"
-    return Run(job_file.read_text(), job_file.parent.absolute(), key, settings, reporter)
+    return Run(job_file.read_text(encoding="utf-8"), job_file.parent.absolute(), key, settings, reporter)

@@ -7,20 +7,17 @@ in one thread of its own, and a version that fails any check never reaches the s
 
 import logging
 import re
-import tempfile
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Literal
 
-from forecasting.artifact import artifact_digest, load_artifact
 from forecasting.calendar import Calendar, parse_freq
 from forecasting.errors import ArtifactError, HindcastError, InputError, ModelNotFoundError
 from forecasting.forecaster import Forecaster, interval_bounds
-from forecasting.registry import ModelVersion, Registry
+from forecasting.registry import ModelVersion, Registry, load_version
 from forecasting.spec import ForecasterSpec
 from service.schemas import Failure
 from service.settings import ServiceSettings
@@ -221,20 +218,11 @@ class ModelSlots:
         self._slots = {**self._slots, name: slot}
 
     def _load(self, registry: Registry, version: ModelVersion) -> LoadedModel:
-        """Fetch a version into a private directory and check it; nothing of the directory is used after."""
-        if version.digest is None:
-            raise ArtifactError(f"version {version.version} was published without a digest")
-        with tempfile.TemporaryDirectory(prefix="hindcast-") as private:
-            artifact = registry.fetch(version, Path(private))
-            digest = artifact_digest(artifact)
-            if digest != version.digest:
-                raise ArtifactError(
-                    f"version {version.version} has digest {digest[:12]}; {version.digest[:12]} was published"
-                )
-            forecaster = load_artifact(artifact, self._device)
+        forecaster = load_version(registry, version, self._device)
         calendar = _check_spec(forecaster.spec, version.model)
         now = datetime.now(UTC)
-        return LoadedModel(version.model, version.version, self.settings.alias, digest, now, forecaster, calendar)
+        digest, alias = version.digest or "", self.settings.alias
+        return LoadedModel(version.model, version.version, alias, digest, now, forecaster, calendar)
 
     def _announce(self, slot: ModelSlot, version: ModelVersion) -> None:
         log.info("model %s answers with version %s", slot.name, version.version)

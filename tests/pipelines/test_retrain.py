@@ -424,7 +424,7 @@ def test_a_champion_that_was_tampered_with_is_not_compared_and_the_reason_says_s
     outcome = retrain(new_run(job_file, settings, Listener()))
     assert outcome.report["champion"] is None
     assert outcome.decision is not None
-    assert "champion v1 cannot be loaded: its digest" in outcome.decision.reason
+    assert "champion v1 cannot be loaded: version 1 is not what was published" in outcome.decision.reason
 
 
 def test_tracking_that_fails_half_way_is_an_error_of_ours(run: Run, settings: PipelineSettings) -> None:

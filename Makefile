@@ -3,12 +3,13 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+PEERS := .venv-peers/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format up down lock clean
+.PHONY: help demo test check format bench bench-peers up down lock clean
 
 help:  ## Show this list.
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/'
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Hindcast needs Python 3.11 or newer")'
@@ -32,6 +33,17 @@ format: $(INSTALLED)  ## Format the code.
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+$(PEERS): benchmarks/requirements-peers.txt
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	touch $@
+
+bench-peers: $(PEERS)  ## Make the environment the benchmarks run the peers in.
+
+bench: $(INSTALLED) $(PEERS)  ## Run the benchmarks that need no data, quickly. ARGS="--runs 3" runs them in full.
+	$(BIN)/python -m benchmarks.training_speed $(or $(ARGS),--quick)
+	$(BIN)/python -m benchmarks.scaling $(or $(ARGS),--quick)
+
 up:  ## Start PostgreSQL, MLflow, the service and the worker with Docker.
 	docker compose up --build --detach --wait
 
@@ -46,4 +58,4 @@ lock:  ## Write constraints.txt anew from a fresh environment.
 	rm -rf .venv-lock
 
 clean:  ## Remove the environment and everything the demo made.
-	rm -rf $(VENV) .hindcast
+	rm -rf $(VENV) .venv-peers .hindcast

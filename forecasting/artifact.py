@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 from pydantic import ValidationError
@@ -20,6 +21,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
+from forecasting.calendar import parse_freq
+from forecasting.covariates import Covariates
 from forecasting.errors import ArtifactError, HindcastError
 from forecasting.forecaster import Forecaster
 from forecasting.networks import QuantileNetwork, build_network
@@ -39,7 +42,12 @@ def save_artifact(forecaster: Forecaster, directory: Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.contiguous().cpu() for name, tensor in forecaster.network.state_dict().items()}
     context_BL = _golden_context(forecaster.spec)
-    golden = {"context": _to_json(context_BL), "quantiles": _to_json(forecaster.predict(context_BL))}
+    covariates = _golden_covariates(forecaster.spec)
+    golden = {
+        "context": _to_json(context_BL),
+        **({} if covariates is None else {"covariates": _covariates_to_json(covariates)}),
+        "quantiles": _to_json(forecaster.predict(context_BL, covariates)),
+    }
     (directory / SPEC).write_text(forecaster.spec.model_dump_json(indent=2) + "\n")
     (directory / WEIGHTS).write_bytes(save_tensors(state))
     (directory / GOLDEN).write_text(json.dumps(golden, allow_nan=False) + "\n")
@@ -129,7 +137,7 @@ def _check_golden(directory: Path, forecaster: Forecaster) -> None:
     golden = _read_json(directory, GOLDEN)
     try:
         context_BL, expected_BHQ = _from_json(golden["context"]), _from_json(golden["quantiles"])
-        answered_BHQ = forecaster.predict(context_BL)
+        answered_BHQ = forecaster.predict(context_BL, _covariates_from_json(golden.get("covariates")))
     except (KeyError, ValueError, TypeError, HindcastError) as error:
         raise ArtifactError(f"{GOLDEN} cannot be replayed: {error}") from error
     spread = max(float(np.nanstd(context_BL)), 1e-12)
@@ -150,6 +158,53 @@ def _golden_context(spec: ForecasterSpec) -> FloatArray:
     context_BL = np.round(np.abs(context_BL) + 1.0, 6)
     context_BL[1, 1:-1:7] = np.nan
     return context_BL
+
+
+def _golden_covariates(spec: ForecasterSpec) -> Covariates | None:
+    """Return covariates for the golden histories: waves, a gap, a known name and an unknown one."""
+    if not spec.takes_covariates:
+        return None
+    length, covariates = spec.input_size, spec.covariates
+    steps_T = np.arange(length + spec.horizon, dtype=np.float64)
+
+    def waves(n_steps: int, n_columns: int) -> FloatArray:
+        columns = [np.round(np.sin(steps_T[:n_steps] * (0.1 + 0.05 * i)), 6) for i in range(n_columns)]
+        waves_BTC: FloatArray = np.stack([np.stack(columns, axis=1)] * 2).astype(np.float64)
+        waves_BTC[1, ::5] = np.nan
+        return waves_BTC
+
+    return Covariates(
+        cutoff_B=parse_freq(spec.freq).range(_golden_start(spec.freq), length + 1)[-2:],
+        past_BLP=waves(length, len(covariates.past)) if covariates.past else None,
+        future_BTF=waves(length + spec.horizon, len(covariates.future)) if covariates.future else None,
+        static={static.name: (static.categories[0], "") for static in covariates.static},
+    )
+
+
+def _golden_start(freq: str) -> pd.Timestamp:
+    """Return a timestamp on the grid of a frequency, a session where it has sessions."""
+    return parse_freq(freq).first_after(pd.Timestamp("2001-01-01"))
+
+
+def _covariates_to_json(covariates: Covariates) -> dict[str, object]:
+    past_BLP, future_BTF = covariates.past_BLP, covariates.future_BTF
+    return {
+        "cutoff": [stamp.isoformat() for stamp in covariates.cutoff_B],
+        "past": None if past_BLP is None else _to_json(past_BLP),
+        "future": None if future_BTF is None else _to_json(future_BTF),
+        "static": {name: list(values) for name, values in covariates.static.items()},
+    }
+
+
+def _covariates_from_json(stored: Any) -> Covariates | None:  # noqa: ANN401  (what the file held)
+    if stored is None:
+        return None
+    return Covariates(
+        cutoff_B=pd.DatetimeIndex(stored["cutoff"]).as_unit("us"),
+        past_BLP=None if stored["past"] is None else _from_json(stored["past"]),
+        future_BTF=None if stored["future"] is None else _from_json(stored["future"]),
+        static=stored["static"],
+    )
 
 
 def _to_json(values: FloatArray) -> list[object]:

@@ -19,6 +19,7 @@ from forecasting.errors import CalendarError
 OFF_GRID = np.iinfo(np.int64).min
 """The position `Calendar.locate` gives a timestamp that does not lie on the grid."""
 
+_EPOCH = "1970-01-01"
 SESSIONS_FROM, SESSIONS_TO = "1970-01-01", "2049-12-31"
 _EXAMPLES = "use a pandas alias such as 15min, h, D, W, MS, or an exchange calendar such as XNYS"
 _TIMESTAMPS = "give dates, or text in ISO 8601 such as 2024-03-31 or 2024-03-31T02:00+01:00"
@@ -48,6 +49,18 @@ class Calendar(Protocol):
 
     def range(self, start: pd.Timestamp, periods: int) -> pd.DatetimeIndex:
         """Return `periods` timestamps, the first of them `start`."""
+
+    def ending(self, end: pd.Timestamp, periods: int) -> pd.DatetimeIndex:
+        """Return `periods` timestamps, the last of them `end`."""
+
+    def first_after(self, moment: pd.Timestamp) -> pd.Timestamp:
+        """Return the first timestamp at or after a moment that a step can fall on."""
+
+    def ordinals(self, ds: pd.DatetimeIndex) -> NDArray[np.int64]:
+        """Return the absolute number of each step, the same in every panel; OFF_GRID where no step falls."""
+
+    def previous(self, ds: pd.DatetimeIndex) -> pd.DatetimeIndex:
+        """Return the step before each timestamp; the timestamp itself where none is known."""
 
 
 def _microseconds(moment: pd.Timestamp | pd.Timedelta) -> int:
@@ -85,6 +98,20 @@ class FixedSteps:
         steps = np.arange(periods, dtype=np.int64) * _microseconds(self.step)
         return pd.DatetimeIndex((_microseconds(start) + steps).view("datetime64[us]"))
 
+    def ending(self, end: pd.Timestamp, periods: int) -> pd.DatetimeIndex:
+        return self.range(end - (periods - 1) * self.step, periods)
+
+    def first_after(self, moment: pd.Timestamp) -> pd.Timestamp:
+        days = 0 if self.weekday is None else (self.weekday - moment.weekday()) % 7
+        return moment + days * _DAY
+
+    def ordinals(self, ds: pd.DatetimeIndex) -> NDArray[np.int64]:
+        numbers: NDArray[np.int64] = ds.as_unit("us").asi8 // _microseconds(self.step)
+        return numbers if self.weekday is None else np.where(ds.day_of_week == self.weekday, numbers, OFF_GRID)
+
+    def previous(self, ds: pd.DatetimeIndex) -> pd.DatetimeIndex:
+        return ds.as_unit("us") - self.step.as_unit("us")
+
 
 @dataclass(frozen=True)
 class OffsetSteps:
@@ -99,29 +126,62 @@ class OffsetSteps:
         days = ds.normalize()
         numbers = self._number(days)
         clock = (ds - days).as_unit("us").asi8
-        return np.where(numbers >= 0, numbers % self.offset.n * _microseconds(_DAY) + clock, OFF_GRID)
+        return np.where(numbers != OFF_GRID, numbers % self.offset.n * _microseconds(_DAY) + clock, OFF_GRID)
 
     def locate(self, start: pd.Timestamp, ds: pd.DatetimeIndex) -> NDArray[np.int64]:
         stamps = ds.insert(0, start)
         days = stamps.normalize()
         numbers, clock = self._number(days), stamps - days
-        steps, remainder = np.divmod(numbers - numbers[0], self.offset.n)
-        on = (numbers >= 0) & (numbers[0] >= 0) & (remainder == 0) & (clock == clock[0])
-        return np.where(on, steps, OFF_GRID)[1:]
+        known = (numbers != OFF_GRID) & (numbers[0] != OFF_GRID)
+        steps, remainder = np.divmod(np.where(known, numbers - numbers[0], 0), self.offset.n)
+        return np.where(known & (remainder == 0) & (clock == clock[0]), steps, OFF_GRID)[1:]
 
     def range(self, start: pd.Timestamp, periods: int) -> pd.DatetimeIndex:
         if not self.offset.is_on_offset(start):
             raise CalendarError(f"{start.date()} is not on the grid of {self.freq}")
         return pd.date_range(start, periods=periods, freq=self.offset, unit="us")
 
+    def ending(self, end: pd.Timestamp, periods: int) -> pd.DatetimeIndex:
+        if not self.offset.is_on_offset(end):
+            raise CalendarError(f"{end.date()} is not on the grid of {self.freq}")
+        return pd.date_range(end=end, periods=periods, freq=self.offset, unit="us")
+
+    def first_after(self, moment: pd.Timestamp) -> pd.Timestamp:
+        return self.offset.base.rollforward(moment)
+
+    def ordinals(self, ds: pd.DatetimeIndex) -> NDArray[np.int64]:
+        numbers = self._number(ds.normalize())
+        return np.where(numbers != OFF_GRID, numbers // self.offset.n, OFF_GRID)
+
+    def previous(self, ds: pd.DatetimeIndex) -> pd.DatetimeIndex:
+        if ds.empty:
+            return ds
+        days = ds.normalize()
+        grid, _ = _days_of(self.offset.base, days.min().year - self.offset.n, days.max().year)
+        positions = np.asarray(grid.searchsorted(days)) - self.offset.n
+        return pd.DatetimeIndex(grid[positions] + (ds - days)).as_unit("us")
+
     def _number(self, days: pd.DatetimeIndex) -> NDArray[np.int64]:
-        """Count single steps from the earliest day; -1 for a day on which no step falls."""
+        """Count single steps from 1970; OFF_GRID for a day on which none falls."""
         if days.empty:
             return np.empty(0, dtype=np.int64)
-        single = self.offset.base  # counted one by one: every second month may begin at an odd or an even one
-        first, last = days.min(), days.max()
-        grid = pd.date_range(single.rollback(first), last, freq=single, unit="us")
-        return grid.get_indexer(days).astype(np.int64)
+        # Counted one by one: every second month may begin at an odd or an even one.
+        grid, origin = _days_of(self.offset.base, days.min().year, days.max().year)
+        positions = grid.get_indexer(days).astype(np.int64)
+        return np.where(positions >= 0, positions - origin, OFF_GRID)
+
+
+def _days_of(single: pd.offsets.BaseOffset, first: int, last: int) -> tuple[pd.DatetimeIndex, int]:
+    """Return the days of a single offset over whole decades with these years, and the position of 1970 there."""
+    return _decades_of(single, min(first // 10, 197), max(last // 10, 202))
+
+
+@lru_cache(maxsize=64)
+def _decades_of(single: pd.offsets.BaseOffset, first: int, last: int) -> tuple[pd.DatetimeIndex, int]:
+    start = pd.Timestamp(year=max(10 * first, 1), month=1, day=1)
+    end = pd.Timestamp(year=10 * last + 9, month=12, day=31)
+    grid = pd.date_range(single.rollback(start), end, freq=single, unit="us")
+    return grid, int(grid.searchsorted(pd.Timestamp(_EPOCH)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,6 +210,25 @@ class Sessions:
         if origin + periods > len(self.sessions):
             raise CalendarError(f"the sessions of {self.freq} are known until {self.sessions[-1].date()} only")
         return self.sessions[origin : origin + periods]
+
+    def ending(self, end: pd.Timestamp, periods: int) -> pd.DatetimeIndex:
+        last = self.sessions.get_indexer(pd.DatetimeIndex([end]))[0]
+        if last < 0:
+            raise CalendarError(f"{end} is not a session of {self.freq}")
+        if last + 1 < periods:
+            raise CalendarError(f"the sessions of {self.freq} are known from {self.sessions[0].date()} only")
+        return self.sessions[last + 1 - periods : last + 1]
+
+    def first_after(self, moment: pd.Timestamp) -> pd.Timestamp:
+        return pd.Timestamp(self.sessions[int(self.sessions.searchsorted(moment))])
+
+    def ordinals(self, ds: pd.DatetimeIndex) -> NDArray[np.int64]:
+        positions = self.sessions.get_indexer(ds).astype(np.int64)
+        return np.where(positions >= 0, positions, OFF_GRID)
+
+    def previous(self, ds: pd.DatetimeIndex) -> pd.DatetimeIndex:
+        positions = np.asarray(self.sessions.searchsorted(ds)) - 1
+        return self.sessions[np.maximum(positions, 0)]
 
 
 def timestamps_after(calendar: Calendar, cutoff: pd.Timestamp, periods: int) -> pd.DatetimeIndex:

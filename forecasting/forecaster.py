@@ -6,13 +6,19 @@ B batch, L input_size, H horizon, Q quantiles.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from forecasting.calendar import Calendar, parse_freq
+from forecasting.covariates import Covariates, future_columns, past_columns, static_codes
 from forecasting.errors import InputError
 from forecasting.networks import QuantileNetwork, build_network
+from forecasting.networks.base import CovariateTensors, Inputs
 from forecasting.spec import ForecasterSpec
 from forecasting.transforms import apply_transform, invert_transform
 
@@ -41,19 +47,21 @@ class Forecaster:
         return self.spec.input_size
 
     @torch.inference_mode()
-    def predict(self, y_BL: FloatArray) -> FloatArray:
+    def predict(self, y_BL: FloatArray, covariates: Covariates | None = None) -> FloatArray:
         """Forecast the steps after each history.
 
         Args:
             y_BL: histories in observed units, oldest first, NaN where missing. Longer histories than
                 `input_size` are cut to their end.
+            covariates: what else is known of each history; needed where `spec.takes_covariates`.
 
         Returns:
             `(B, H, Q)` quantiles in observed units, ascending along Q. A result that is not finite is NaN
             over its whole series: a forecast is right or it is none.
 
         Raises:
-            InputError: the histories are shorter than `input_size`, or one holds no usable value.
+            InputError: the histories are shorter than `input_size`, one holds no usable value, or the
+                covariates are not those of the spec.
         """
         if y_BL.ndim != 2 or y_BL.shape[1] < self.input_size:
             raise InputError(f"histories of shape {y_BL.shape}; this model needs (series, {self.input_size})")
@@ -62,14 +70,25 @@ class Forecaster:
         if not mask_BL.any(axis=1).all():
             row = int(mask_BL.any(axis=1).argmin())
             raise InputError(f"history {row} has no usable value in its last {self.input_size} steps")
+        self._require_covariates(len(y_BL), covariates)
+        batches = [slice(i, i + BATCH) for i in range(0, len(x_BL), BATCH)]
         quantiles = [
-            self._forward(x_BL[i : i + BATCH], mask_BL[i : i + BATCH]) for i in range(0, len(x_BL), BATCH)
+            self._forward(x_BL[rows], mask_BL[rows], None if covariates is None else covariates.rows(rows))
+            for rows in batches
         ]
         y_BHQ = invert_transform(np.concatenate(quantiles or [self._empty()]), self.spec.transform)
         y_BHQ[~np.isfinite(y_BHQ).all(axis=(1, 2))] = np.nan
         return y_BHQ
 
-    def _forward(self, x_BL: FloatArray, mask_BL: NDArray[np.bool_]) -> FloatArray:
+    def _require_covariates(self, n_series: int, covariates: Covariates | None) -> None:
+        if not self.spec.takes_covariates:
+            return
+        if covariates is None:
+            raise InputError(f"model {self.spec.name!r} needs covariates: at least the time of each last step")
+        if len(covariates.cutoff_B) != n_series:
+            raise InputError(f"{n_series} histories and covariates of {len(covariates.cutoff_B)}")
+
+    def _forward(self, x_BL: FloatArray, mask_BL: NDArray[np.bool_], covariates: Covariates | None) -> FloatArray:
         # Networks follow shifts of their input exactly, so the level is taken off here in double precision:
         # single precision then carries the movement, whatever the level.
         last_B = x_BL.shape[1] - 1 - mask_BL[:, ::-1].argmax(axis=1)
@@ -77,9 +96,33 @@ class Forecaster:
         # What does not fit becomes infinite, and so a forecast that is none: no warning is needed.
         with np.errstate(over="ignore", invalid="ignore"):
             centred_BL = np.where(mask_BL, x_BL - level_B1, 0.0).astype(np.float32)
-        context_BL = torch.from_numpy(centred_BL).to(self.device)
-        quantiles_BHQ = self.network(context_BL, torch.from_numpy(mask_BL).to(self.device))
+        inputs = Inputs(self._tensor(centred_BL), self._tensor(mask_BL), *self._known(covariates))
+        quantiles_BHQ = self.network(inputs)
         return np.asarray(quantiles_BHQ.cpu().numpy(), dtype=np.float64) + level_B1[:, :, None]
+
+    def _known(self, covariates: Covariates | None) -> tuple[CovariateTensors | None, Tensor | None]:
+        """Return covariates as the network takes them, and where in its cycle each history ends."""
+        spec = self.spec
+        if covariates is None or not spec.takes_covariates:
+            return None, None
+        ordinal_B = self._tensor(self._calendar.ordinals(covariates.cutoff_B)) if spec.has_cycle else None
+        if not spec.covariates:
+            return None, ordinal_B
+        past_BLP = past_columns(covariates, spec.covariates, spec.input_size)
+        future_BTF = future_columns(covariates, spec.covariates, spec.input_size, spec.horizon, self._calendar)
+        static_BS = static_codes(covariates, spec.covariates)
+        # What does not fit becomes infinite, and so counts as missing.
+        with np.errstate(over="ignore"):
+            past_BLP, future_BTF = past_BLP.astype(np.float32), future_BTF.astype(np.float32)
+        tensors = CovariateTensors(self._tensor(past_BLP), self._tensor(future_BTF), self._tensor(static_BS))
+        return tensors, ordinal_B
+
+    def _tensor(self, values: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(values).to(self.device)
+
+    @cached_property
+    def _calendar(self) -> Calendar:
+        return parse_freq(self.spec.freq)
 
     def _empty(self) -> FloatArray:
         return np.empty((0, self.spec.horizon, len(self.spec.quantiles)))

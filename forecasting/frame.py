@@ -8,7 +8,8 @@ import pandas as pd
 from forecasting.calendar import timestamps_after
 from forecasting.errors import PanelError
 from forecasting.forecaster import Forecaster, summarise
-from forecasting.panel import build_panel
+from forecasting.panel import Columns, build_panel
+from forecasting.spec import CovariatesSpec
 
 
 def forecast_frame(
@@ -18,7 +19,9 @@ def forecast_frame(
 
     Args:
         forecaster: any.
-        frame: at least `input_size` steps a series.
+        frame: at least `input_size` steps a series, with the covariates the forecaster knows beside `y`. What
+            future columns are known to be is told by rows after the last value, their `y` empty. A covariate
+            that the frame does not have is missing throughout, as networks have learnt to do without.
         level: central intervals in percent; default those of the forecaster's spec.
 
     Returns:
@@ -29,11 +32,15 @@ def forecast_frame(
         InputError: a level reaches beyond the trained quantiles.
     """
     spec = forecaster.spec
-    panel = build_panel(frame, spec.freq)
+    panel = build_panel(frame, spec.freq, columns=_find_columns(frame, spec.covariates))
     first_N, last_N = panel.spans()
     _require_history(panel.unique_ids, (last_N - first_N + 1).tolist(), spec.input_size)
-    steps = last_N[:, None] + np.arange(1 - spec.input_size, 1)
-    quantiles_BHQ = forecaster.predict(panel.y_NT[np.arange(panel.n_series)[:, None], steps])
+    series_N = np.arange(panel.n_series)
+    y_BL = panel.y_NT[series_N[:, None], last_N[:, None] + np.arange(1 - spec.input_size, 1)]
+    told = None
+    if spec.takes_covariates:
+        told = panel.covariates_at(series_N, last_N, spec.covariates, spec.input_size, spec.horizon)
+    quantiles_BHQ = forecaster.predict(y_BL, told)
     columns = summarise(quantiles_BHQ, spec.quantiles, spec.level if level is None else level)
     ahead = [timestamps_after(panel.calendar, panel.ds[last], spec.horizon) for last in last_N]
     return pd.DataFrame(
@@ -43,6 +50,16 @@ def forecast_frame(
             "ds": np.concatenate([ds.to_numpy() for ds in ahead]),
             **{name: values_BH.ravel() for name, values_BH in columns.items()},
         }
+    )
+
+
+def _find_columns(frame: pd.DataFrame, covariates: CovariatesSpec) -> Columns:
+    """Return those of the forecaster's covariates that the frame has."""
+    there = set(frame.columns)
+    return Columns(
+        past=tuple(name for name in covariates.past if name in there),
+        future=tuple(name for name in covariates.future if name in there),
+        static=tuple(static.name for static in covariates.static if static.name in there),
     )
 
 

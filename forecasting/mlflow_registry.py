@@ -6,7 +6,6 @@ nothing but that directory. No pickle is written, and reading one is switched of
 """
 
 import fcntl
-import json
 import os
 import secrets
 import warnings
@@ -42,6 +41,7 @@ from forecasting.errors import ModelNotFoundError, RegistryError, RegistryUnavai
 from forecasting.forecaster import Forecaster
 from forecasting.frame import forecast_frame
 from forecasting.registry import CHAMPION, TAG_DIGEST, ModelVersion, check_model_name
+from forecasting.spec import ForecasterSpec
 
 LOGGED_NAME = "forecaster"
 _PAGE = 1000
@@ -205,14 +205,21 @@ class MlflowRegistry:
     @contextmanager
     def _as_default_store(self) -> Iterator[None]:
         """Point MLflow's fluent functions, which know no client, to this store for a while."""
-        tracking, registry = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
+        before = {name: os.environ.get(name) for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")}
         mlflow.set_tracking_uri(self.uri)
         mlflow.set_registry_uri(self.uri)
         try:
             yield
         finally:
-            mlflow.set_tracking_uri(tracking)
-            mlflow.set_registry_uri(registry)
+            # Both wrote their variable, for child processes. None makes MLflow read the variables again, where a
+            # store that was the default before stands; to set what it resolved to would make that one stick.
+            mlflow.set_tracking_uri(None)
+            mlflow.set_registry_uri(None)
+            for name, value in before.items():
+                if value is None:
+                    os.environ.pop(name, None)
+                else:
+                    os.environ[name] = value
 
 
 def _log_pyfunc(artifact: Path, run_id: str | None) -> ModelInfo:
@@ -229,13 +236,18 @@ def _log_pyfunc(artifact: Path, run_id: str | None) -> ModelInfo:
 
 
 def _signature(artifact: Path) -> ModelSignature:
-    default = json.loads((artifact / SPEC).read_text())["level"]
+    spec = ForecasterSpec.model_validate_json((artifact / SPEC).read_text())
+    told = spec.covariates
+    names = [static.name for static in told.static if static.name != "unique_id"]
     inputs = [
         ColSpec(DataType.string, "unique_id"),
         ColSpec(DataType.datetime, "ds"),
         ColSpec(DataType.double, "y"),
+        # MLflow drops the columns that a signature does not name.
+        *(ColSpec(DataType.double, name, required=False) for name in (*told.past, *told.future)),
+        *(ColSpec(DataType.string, name, required=False) for name in names),
     ]
-    level = ParamSpec("level", DataType.double, default=np.array(default), shape=(-1,))
+    level = ParamSpec("level", DataType.double, default=np.array(spec.level), shape=(-1,))
     return ModelSignature(inputs=Schema(inputs), params=ParamSchema([level]))
 
 

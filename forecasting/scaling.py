@@ -23,13 +23,21 @@ SCALE_FLOOR = 1e-20
 CHUNK = 128
 
 
-class Scaled(NamedTuple):
-    """Network inputs without units, and what turns outputs back into units."""
+class ScaledWindow(NamedTuple):
+    """What a windowed network reads, levels or differences without units, and the way back to units."""
+
+    values_BL: Tensor
+    anchor_B1: Tensor
+    scale_B1: Tensor
+
+
+class ScaledSteps(NamedTuple):
+    """What an every-step network reads, without units, and what turns the output of each step back into units."""
 
     levels_BL: Tensor
     differences_BL: Tensor
-    anchor_BS: Tensor
-    scale_BS: Tensor
+    anchor_BL: Tensor
+    scale_BL: Tensor
 
 
 class RunningState(NamedTuple):
@@ -56,27 +64,44 @@ def _differences(filled_BL: Tensor, previous_B1: Tensor, mask_BL: Tensor) -> Ten
     return steps_BL * mask_BL
 
 
-def scale_window(x_BL: Tensor, mask_BL: Tensor, scaling: Scaling) -> Scaled:
-    """Scale each window by its own statistics; S is 1: one anchor and one scale a window."""
-    weight_BL = mask_BL.to(x_BL.dtype)
-    filled_BL = fill_forward(x_BL, mask_BL)
-    last_B1 = filled_BL[:, -1:]
+def scale_window(x_BL: Tensor, mask_BL: Tensor, scaling: Scaling, *, whole: bool = False) -> ScaledWindow:
+    """Scale each window by its own statistics.
+
+    Args:
+        x_BL: values, anything where the mask is False.
+        mask_BL: True where observed.
+        scaling: see `Scaling`.
+        whole: nothing is missing in any of the windows, which spares the work of looking.
+    """
+    filled_BL = x_BL if whole else fill_forward(x_BL, mask_BL)
+    anchor_B1 = filled_BL[:, -1:]
+    if scaling == "difference":
+        values_BL = _differences(filled_BL, filled_BL[:, :1], mask_BL)
+        steps_B1 = mask_BL.sum(dim=1, keepdim=True) - 1
+        spread_B1 = values_BL.abs().sum(dim=1, keepdim=True) / steps_B1.clamp_min(1)
+    else:
+        mean_B1, spread_B1 = _moments(filled_BL, None if whole else mask_BL)
+        anchor_B1 = mean_B1 if scaling == "mean" else anchor_B1
+        values_BL = filled_BL - anchor_B1
+    scale_B1 = spread_B1.clamp_min(SCALE_FLOOR)
+    return ScaledWindow(values_BL / scale_B1, anchor_B1, scale_B1)
+
+
+def _moments(filled_BL: Tensor, mask_BL: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation of each window's observed values; of all, without a mask."""
+    if mask_BL is None:
+        mean_B1 = filled_BL.mean(dim=1, keepdim=True)
+        return mean_B1, (filled_BL - mean_B1).square().mean(dim=1, keepdim=True).sqrt()
+    weight_BL = mask_BL.to(filled_BL.dtype)
     count_B1 = weight_BL.sum(dim=1, keepdim=True).clamp_min(1.0)
     mean_B1 = (filled_BL * weight_BL).sum(dim=1, keepdim=True) / count_B1
-    differences_BL = _differences(filled_BL, filled_BL[:, :1], mask_BL)
-    if scaling == "difference":
-        spread_B1 = differences_BL.abs().sum(dim=1, keepdim=True) / (count_B1 - 1).clamp_min(1.0)
-    else:
-        variance_B1 = ((filled_BL - mean_B1).square() * weight_BL).sum(dim=1, keepdim=True) / count_B1
-        spread_B1 = variance_B1.sqrt()
-    scale_B1 = spread_B1.clamp_min(SCALE_FLOOR)
-    anchor_B1 = mean_B1 if scaling == "mean" else last_B1
-    return Scaled((filled_BL - anchor_B1) / scale_B1, differences_BL / scale_B1, anchor_B1, scale_B1)
+    variance_B1 = ((filled_BL - mean_B1).square() * weight_BL).sum(dim=1, keepdim=True) / count_B1
+    return mean_B1, variance_B1.sqrt()
 
 
 def scale_running(
     x_BL: Tensor, mask_BL: Tensor, scaling: Scaling, span: int, state: RunningState | None = None
-) -> tuple[Scaled, RunningState]:
+) -> tuple[ScaledSteps, RunningState]:
     """Scale each step by an exponentially weighted mean and mean deviation of the steps up to it.
 
     Args:
@@ -87,7 +112,7 @@ def scale_running(
         state: where an earlier chunk of the same series ended; None starts afresh.
 
     Returns:
-        Inputs and read-back values for every step (S is L), and the state after the last one.
+        Inputs and read-back values for every step and the state after the last one.
     """
     state = state or _fresh_state(x_BL)
     decay = 1.0 - 2.0 / (span + 1.0)
@@ -103,7 +128,7 @@ def scale_running(
         moved_BL.abs(), weight_BL * started_BL, decay, (state.spread_sum_B, state.spread_weight_B)
     )
     scale_BL = spread_BL.clamp_min(SCALE_FLOOR)
-    scaled = Scaled(
+    scaled = ScaledSteps(
         (filled_BL - level_BL) / scale_BL * mask_BL,
         differences_BL / scale_BL,
         level_BL if scaling == "mean" else filled_BL,

@@ -3,6 +3,7 @@
 The architecture is a union discriminated on `kind`; no class name is ever stored or resolved.
 """
 
+from functools import cached_property
 from itertools import pairwise
 from typing import Annotated, Literal
 
@@ -11,8 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from forecasting.scaling import Scaling
 from forecasting.transforms import Transform
 
-FORMAT_VERSION = 1
-"""The newest artefact format this version writes and reads."""
+FORMAT_VERSION = 2
+"""The artefact format this version writes, and the newest it reads; 1 knew no covariates and one head."""
 
 MODEL_NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,63}$"
 
@@ -20,6 +21,18 @@ InputSize = Annotated[int, Field(ge=1, le=100_000)]
 HiddenSize = Annotated[int, Field(ge=1, le=8192)]
 Layers = Annotated[int, Field(ge=1, le=16)]
 Dropout = Annotated[float, Field(ge=0.0, lt=1.0)]
+ColumnName = Annotated[str, Field(min_length=1, max_length=128)]
+
+Head = Literal["quantile", "student_t", "point"]
+"""What a network says of each step: quantiles that cannot cross, a Student-t density, or one value."""
+
+Decoding = Literal["direct", "autoregressive"]
+"""How a sequence is decoded: the whole horizon at once, or step by step with the output fed back."""
+
+LinearPart = Literal["none", "skip", "blend"]
+
+CalendarFeature = Literal["hour", "weekday", "month_day", "year_day", "session_gap", "holiday"]
+"""What the product knows of a timestamp; see forecasting.calendar_features."""
 
 
 class _Frozen(BaseModel):
@@ -71,6 +84,7 @@ class MLPSpec(_Frozen):
     layers: Layers = Field(2, description="Hidden layers.")
     dropout: Dropout = Field(0.0, description="Dropout after each hidden layer, in training.")
     scaling: Scaling = Field("last", description="Window scaling; see forecasting.scaling.")
+    head: Head = Field("quantile", description="What is said of each step: quantile, student_t or point.")
 
 
 class RecurrentSpec(_Frozen):
@@ -85,6 +99,10 @@ class RecurrentSpec(_Frozen):
     scale_span: int | None = Field(
         None, ge=2, le=100_000, description="Span of the running scale in steps; default half of input_size."
     )
+    head: Head = Field("quantile", description="What is said of each step: quantile, student_t or point.")
+    decoding: Decoding = Field(
+        "direct", description="The horizon at once, or step by step with the forecast fed back (autoregressive)."
+    )
 
     @property
     def span(self) -> int:
@@ -92,18 +110,91 @@ class RecurrentSpec(_Frozen):
         return self.scale_span or max(2, self.input_size // 2)
 
 
+class SegmentSpec(_Frozen):
+    """A recurrent network over the segments of a window, for long windows and long horizons."""
+
+    kind: Literal["segment_rnn", "segment_gru", "segment_lstm"] = "segment_lstm"
+    input_size: InputSize = Field(description="Steps of history the network sees.")
+    segment_size: int = Field(24, ge=1, le=10_000, description="Steps of one segment.")
+    hidden_size: HiddenSize = Field(128, description="Units of the recurrent layer.")
+    dropout: Dropout = Field(0.1, description="Dropout before the output, in training.")
+    scaling: Scaling = Field("last", description="Window scaling; see forecasting.scaling.")
+    scale: Literal["window", "series"] = Field(
+        "window",
+        description="What values are divided by: the spread of their window, or of their series in the training "
+        "data, which tells a calm window from a wild one and takes unique_id among the static covariates.",
+    )
+    cycle: int | None = Field(
+        None, ge=2, le=100_000, description="Steps of a cycle learned and taken off the window; default none."
+    )
+    linear: LinearPart = Field(
+        "blend",
+        description="A linear map of the window from the closed-form ridge: none; skip: added, and fitted on with "
+        "the network; blend: mixed with it in the proportion validation asks for.",
+    )
+    head: Head = Field("quantile", description="What is said of each step: quantile, student_t or point.")
+
+    @model_validator(mode="after")
+    def _window_holds_a_segment(self) -> "SegmentSpec":
+        if self.input_size < self.segment_size:
+            raise ValueError(f"input_size {self.input_size} is shorter than segment_size {self.segment_size}")
+        return self
+
+
+TrainedSpec = Annotated[MLPSpec | RecurrentSpec | SegmentSpec, Field(discriminator="kind")]
+
+
+class EnsembleSpec(_Frozen):
+    """The mean of several networks that differ in their seed only."""
+
+    kind: Literal["ensemble"] = "ensemble"
+    n_members: int = Field(ge=2, le=100, description="Networks in the ensemble.")
+    member: TrainedSpec
+
+    @property
+    def input_size(self) -> int:
+        return self.member.input_size
+
+
 NetworkSpec = Annotated[
-    NaiveSpec | SeasonalNaiveSpec | DriftSpec | RidgeSpec | MLPSpec | RecurrentSpec,
+    NaiveSpec | SeasonalNaiveSpec | DriftSpec | RidgeSpec | MLPSpec | RecurrentSpec | SegmentSpec | EnsembleSpec,
     Field(discriminator="kind"),
 ]
 
 BASELINE_KINDS = ("naive", "seasonal_naive", "drift", "ridge")
 
 
+class StaticSpec(_Frozen):
+    """A property of a series, one of a known set of names. Code 0 is any name outside the set."""
+
+    name: ColumnName
+    categories: tuple[str, ...] = Field(min_length=1, max_length=1_000_000, description="Ascending.")
+
+    @cached_property
+    def codes(self) -> dict[str, int]:
+        """Return the code of each category, counted from 1."""
+        return {name: code for code, name in enumerate(self.categories, start=1)}
+
+
+class CovariatesSpec(_Frozen):
+    """What a forecaster is told besides the values of a series, in the order of its tensors."""
+
+    past: tuple[ColumnName, ...] = Field((), max_length=256, description="Columns known up to the cutoff.")
+    future: tuple[ColumnName, ...] = Field((), max_length=256, description="Columns known over the horizon too.")
+    static: tuple[StaticSpec, ...] = Field((), max_length=64, description="Names that do not change.")
+    calendar: tuple[CalendarFeature, ...] = Field((), description="What the timestamps themselves tell.")
+    country: str | None = Field(
+        None, pattern=r"^[A-Z]{2}(-[A-Z0-9]{1,3})?$", description="Whose holidays `holiday` marks: DE, US, US-NY."
+    )
+
+    def __bool__(self) -> bool:
+        return bool(self.past or self.future or self.static or self.calendar)
+
+
 class ForecasterSpec(_Frozen):
     """The whole of a forecaster but its weights; `spec.json` of an artefact."""
 
-    format_version: Literal[1] = 1
+    format_version: Literal[1, 2] = 2
     name: str = Field(pattern=MODEL_NAME_PATTERN, description="The job, and the registered model.")
     freq: str = Field(max_length=32, description="Pandas alias or exchange calendar.")
     season_length: int = Field(ge=1, le=100_000)
@@ -111,6 +202,7 @@ class ForecasterSpec(_Frozen):
     level: tuple[float, ...] = Field((80.0, 95.0), description="Intervals answered when none are asked for.")
     quantiles: tuple[float, ...] = Field(min_length=1, max_length=199, description="Ascending, in (0, 1).")
     transform: Transform = "none"
+    covariates: CovariatesSpec = CovariatesSpec()
     network: NetworkSpec
 
     @field_validator("quantiles")
@@ -121,9 +213,28 @@ class ForecasterSpec(_Frozen):
             raise ValueError("quantiles must ascend strictly between 0 and 1")
         return quantiles
 
+    @model_validator(mode="after")
+    def _series_are_named_where_they_are_scaled(self) -> "ForecasterSpec":
+        network = self.network.member if isinstance(self.network, EnsembleSpec) else self.network
+        named = "unique_id" in [static.name for static in self.covariates.static]
+        if isinstance(network, SegmentSpec) and network.scale == "series" and not named:
+            raise ValueError("scale: series takes unique_id among the static covariates")
+        return self
+
     @property
     def input_size(self) -> int:
         return self.network.input_size
+
+    @property
+    def has_cycle(self) -> bool:
+        """Return whether the network looks a step of a learned cycle up."""
+        network = self.network.member if isinstance(self.network, EnsembleSpec) else self.network
+        return isinstance(network, SegmentSpec) and network.cycle is not None
+
+    @property
+    def takes_covariates(self) -> bool:
+        """Return whether a history alone is not enough: its time, at least, is needed too."""
+        return self.has_cycle or bool(self.covariates)
 
 
 DEFAULT_QUANTILES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)

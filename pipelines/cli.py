@@ -56,7 +56,7 @@ def exit_code_of(error: BaseException) -> int:
 def main() -> None:
     """Run the command line; errors raised on purpose end it with one line and their exit code."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
-    for chatty in ("mlflow", "alembic", "matplotlib", "dbos", "httpx"):
+    for chatty in ("mlflow", "alembic", "matplotlib", "dbos", "httpx", "optuna"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     try:
         app()
@@ -108,6 +108,9 @@ def backtest_command(
     picture: Annotated[
         Path | None, typer.Option(help="Draw the best candidate's newest forecast to this PNG or SVG.")
     ] = None,
+    cutoffs: Annotated[
+        int, typer.Option(min=1, help="Draw the forecasts of so many cutoffs, the newest, as lines.")
+    ] = 1,
 ) -> None:
     """Train a job's candidates and compare them with the baselines and the champion; register nothing.
 
@@ -115,7 +118,7 @@ def backtest_command(
     """
     from pipelines import commands
 
-    commands.backtest_job(read_settings(), job, to, picture)
+    commands.backtest_job(read_settings(), job, to, picture, cutoffs)
 
 
 @app.command("retrain")
@@ -130,6 +133,26 @@ def retrain_command(job: JobFile) -> None:
     from pipelines import commands
 
     commands.retrain_job(read_settings(), job)
+
+
+@app.command("search")
+def search_command(
+    job: JobFile,
+    trials: Annotated[int | None, typer.Option(min=1, help="Trials to finish. Default: the job's, or 30.")] = None,
+    candidate: Annotated[
+        str | None, typer.Option(help="Whose settings. Default: the job's, or the first that is trained.")
+    ] = None,
+) -> None:
+    """Try settings of a candidate and print the best, ready for the job file; register nothing.
+
+    Judged on the validation block; the test block stays unseen. Stopped, it goes on where it was when it is
+    called again.
+
+    Example: `hindcast search jobs/co2.yaml --trials 50 --candidate lstm`
+    """
+    from pipelines import commands
+
+    commands.search_job(read_settings(), job, trials, candidate)
 
 
 @app.command("worker")

@@ -24,10 +24,20 @@ from pipelines.console import out, print_forecast, print_leaderboard, print_tabl
 from pipelines.retrain import Outcome, backtest, backtest_of, retrain, train
 from pipelines.run import Run, new_run, use_threads
 from pipelines.schedule import Worker, find_jobs
+from pipelines.search import search, show_setting
 from pipelines.settings import PipelineSettings
-from training.figures import error_by_step_figure, forecast_figure, save_forecast_picture, save_html
+from training.figures import (
+    error_by_step_figure,
+    forecast_figure,
+    save_forecast_picture,
+    save_forecasts_picture,
+    save_html,
+)
+from training.job import SearchConfig
 from training.sources import AnySource
 from training.sources.base import SourceContext
+
+BEST_TRIALS = 5
 
 
 def train_job(settings: PipelineSettings, job: Path) -> None:
@@ -41,7 +51,9 @@ def retrain_job(settings: PipelineSettings, job: Path) -> None:
     _train_with(settings, job, retrain)
 
 
-def backtest_job(settings: PipelineSettings, job: Path, to: Path | None, picture: Path | None) -> None:
+def backtest_job(
+    settings: PipelineSettings, job: Path, to: Path | None, picture: Path | None, n_cutoffs: int = 1
+) -> None:
     """Train and compare without registering, and keep forecasts and figures where asked.
 
     Raises:
@@ -55,7 +67,7 @@ def backtest_job(settings: PipelineSettings, job: Path, to: Path | None, picture
         if to is not None:
             _save_backtests(run, [name for name in run.networks if name in outcome.report["scores"]], to)
         if picture is not None:
-            _save_picture(run, outcome.report["best"], picture)
+            _save_picture(run, outcome.report["best"], picture, n_cutoffs)
         return outcome
 
     _train_with(settings, job, run_and_save)
@@ -84,9 +96,41 @@ def _save_backtests(run: Run, names: Sequence[str], folder: Path) -> None:
     run.reporter.say(f"forecasts and figures of {len(names)} models are in {folder}")
 
 
-def _save_picture(run: Run, best: str, path: Path) -> None:
-    save_forecast_picture(backtest_of(run, run.artifact(best), run.split.cutoffs), run.job.name, path)
+def _save_picture(run: Run, best: str, path: Path, n_cutoffs: int) -> None:
+    test = backtest_of(run, run.artifact(best), run.split.cutoffs)
+    if n_cutoffs == 1:
+        save_forecast_picture(test, run.job.name, path)
+    else:
+        save_forecasts_picture(test, run.job.name, path, n_cutoffs)
     run.reporter.say(f"drew {path}")
+
+
+def search_job(settings: PipelineSettings, job: Path, trials: int | None, candidate: str | None) -> None:
+    """Search for better settings of a candidate, and print the best and how to use them."""
+    with reporting() as reporter:
+        run = new_run(job, settings, reporter)
+        asked = {"trials": trials, "candidate": candidate}
+        config = (run.job.search or SearchConfig()).model_copy(update={k: v for k, v in asked.items() if v})
+        try:
+            found = search(run, config)
+        finally:
+            run.discard()
+    names = list(found.best.settings)
+    rows = [
+        [
+            f"{tried.number}{' (the job now)' if tried.current else ''}",
+            f"{tried.score:.5g}",
+            *(show_setting(tried.settings[name]) for name in names),
+        ]
+        for tried in found.ranked[:BEST_TRIALS]
+    ]
+    title = f"{run.job.name}: best trials of {found.candidate} on the validation block"
+    print_table(title, ["trial", found.metric, *names], rows)
+    if found.best.current:
+        out.print(f"no trial was better than what {job.name} has", markup=False)
+    else:
+        out.print(f"to use trial {found.best.number}, put this under `candidates:` of {job.name}:", markup=False)
+        out.print(f"  {found.line}", markup=False)
 
 
 def run_worker(settings: PipelineSettings, jobs: Path | None) -> None:
@@ -109,7 +153,9 @@ def forecast_file(
     """Forecast every series of a file, and print or write the result."""
     registry = open_registry(settings.registry)
     version = registry.version(model, alias) if alias.isdecimal() else registry.resolve(model, alias)
-    frame = forecast_frame(load_version(registry, version), _read_frame(source), level or None)
+    forecaster = load_version(registry, version)
+    names = [static.name for static in forecaster.spec.covariates.static]
+    frame = forecast_frame(forecaster, _read_frame(source, names), level or None)
     if to is None:
         print_forecast(f"{model} version {version.version}", frame)
     elif to.suffix == ".parquet":
@@ -118,10 +164,10 @@ def forecast_file(
         frame.to_csv(to, index=False)
 
 
-def _read_frame(path: Path) -> pd.DataFrame:
+def _read_frame(path: Path, names: Sequence[str]) -> pd.DataFrame:
     kind = "parquet" if path.suffix == ".parquet" else "csv"
     reader = TypeAdapter(AnySource).validate_python({"kind": kind, "path": str(path.absolute())})
-    return reader.load(SourceContext(Path.cwd(), Path.cwd()))
+    return reader.load(SourceContext(Path.cwd(), Path.cwd(), names=names))
 
 
 def list_models(settings: PipelineSettings) -> None:

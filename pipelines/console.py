@@ -1,8 +1,9 @@
 """What the command line prints: tables and progress bars on a terminal, plain lines elsewhere."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -87,17 +88,25 @@ def _is_number(cell: str) -> bool:
 
 def print_leaderboard(job: str, board: "pd.DataFrame", metric: str, best: str) -> None:
     """Print everyone's test scores, best first, with the published candidate marked."""
-    coverage = [name for name in board.columns if name.startswith("coverage_")]
-    columns = [metric, *(c for c in LEADERBOARD_COLUMNS if c != metric), *coverage]
+    bounds = ("_low", "_high")
+    coverage = [c for c in board.columns if c.startswith("coverage_") and not c.endswith(bounds)]
+    columns = [metric, *(c for c in LEADERBOARD_COLUMNS if c != metric)]
     rows = [
         [
             f"{name} *" if name == best else str(name),
             *(_number(board.loc[name, column]) for column in columns),
+            *(_covered(board.loc[name].to_dict(), column) for column in coverage),
         ]
         for name in board.index
     ]
-    titles = [name.replace("coverage_", "in ") + ("%" if name in coverage else "") for name in columns]
+    titles = [*columns, *(name.replace("coverage_", "in ") + "%" for name in coverage)]
     print_table(f"{job}: test scores, best {metric} first (* chosen on validation)", ["model", *titles], rows)
+
+
+def _covered(scores: "Mapping[Hashable, Any]", column: str) -> str:
+    """Write a coverage with its 95 % confidence interval: `0.79 [0.72, 0.85]`."""
+    share, low, high = (float(scores[f"{column}{end}"]) for end in ("", "_low", "_high"))
+    return f"{share:.2f}" + (f" [{low:.2f}, {high:.2f}]" if math.isfinite(low) else "")
 
 
 def print_forecast(title: str, frame: "pd.DataFrame") -> None:

@@ -3,8 +3,8 @@
 import numpy as np
 import pandas as pd
 
-from forecasting.errors import PanelError, SourceError
-from forecasting.panel import Panel, build_panel, save_panel
+from forecasting.errors import JobError, PanelError, SourceError
+from forecasting.panel import Columns, Panel, build_panel, save_panel
 from pipelines.run import Run
 from training.backtest import plan_split
 from training.job import JobConfig
@@ -14,13 +14,8 @@ from training.sources.base import SourceContext
 def load_data(run: Run) -> str:
     """Load the job's source into a validated panel, keep it in the run's folder, and describe it."""
     job = run.job
-    context = SourceContext(run.base_dir, run.settings.cache_dir, run.reporter.say)
-    frame = job.source.load(context)
-    column = job.target.column
-    if column not in frame.columns:
-        there = ", ".join(str(c) for c in frame.columns if c not in ("unique_id", "ds"))
-        raise SourceError(f"job {job.name!r}: the source has no column {column!r}; it has {there}")
-    rows = frame[["unique_id", "ds", column]].rename(columns={column: "y"})
+    context = SourceContext(run.base_dir, run.settings.cache_dir, run.reporter.say, job.covariates.static)
+    rows = _select_columns(job, job.source.load(context))
     panel, left_out = _build_panel(job, rows)
     for problem in left_out.values():
         run.reporter.say(f"left out: {problem}")
@@ -31,16 +26,33 @@ def load_data(run: Run) -> str:
     return panel.describe()
 
 
+def _select_columns(job: JobConfig, frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the long frame with the target as `y` and the job's covariates beside it."""
+    target = job.target.column
+    told = job.covariates
+    covariates = [*told.past, *told.future, *(name for name in told.static if name != "unique_id")]
+    if target in covariates:
+        raise JobError(f"job {job.name!r}: the target column {target!r} cannot be a covariate too")
+    absent = [repr(name) for name in (target, *covariates) if name not in frame.columns]
+    if absent:
+        there = ", ".join(str(c) for c in frame.columns if c not in ("unique_id", "ds"))
+        raise SourceError(f"job {job.name!r}: the source has no column {', '.join(absent)}; it has {there}")
+    return frame[["unique_id", "ds", *covariates]].assign(y=frame[target])
+
+
 def _build_panel(job: JobConfig, rows: pd.DataFrame) -> tuple[Panel, dict[str, str]]:
     """Return the panel the job can be trained on, and what is wrong with each series left out of it."""
-    panel = build_panel(rows, job.freq, bad_series=job.bad_series)
+    told = job.covariates
+    columns = Columns(told.past, told.future, told.static)
+    panel = build_panel(rows, job.freq, bad_series=job.bad_series, columns=columns)
     unusable = {**_too_short(job, panel), **_without_logarithm(job, panel)}
     left_out = {**panel.dropped, **unusable}
     if not unusable:
         return panel, left_out
     if job.bad_series == "raise" or len(unusable) == panel.n_series:
         raise PanelError(left_out)
-    return build_panel(rows[~rows["unique_id"].astype(str).isin(list(left_out))], job.freq), left_out
+    kept = rows[~rows["unique_id"].astype(str).isin(list(left_out))]
+    return build_panel(kept, job.freq, columns=columns), left_out
 
 
 def _too_short(job: JobConfig, panel: Panel) -> dict[str, str]:

@@ -29,6 +29,7 @@ from forecasting.errors import (
     TrainingError,
 )
 from forecasting.forecaster import Forecaster
+from forecasting.networks import QuantileNetwork
 from forecasting.registry import (
     CHALLENGER,
     TAG_DECISION,
@@ -38,7 +39,7 @@ from forecasting.registry import (
     load_version,
     promote,
 )
-from forecasting.spec import BASELINE_KINDS
+from forecasting.spec import BASELINE_KINDS, ForecasterSpec
 from pipelines.load import load_data
 from pipelines.promotion import Decision, Evidence, decide
 from pipelines.run import Run
@@ -204,7 +205,7 @@ def _fit_tracked(run: Run, parent: str | None, name: str) -> str | None:
 
 
 def _fit(run: Run, name: str, log: Log) -> None:
-    job, spec = run.job, run.job.spec_of(run.networks[name])
+    job, spec = run.job, run.spec_of(name)
     train = Windows(run.tensors, spec.input_size, job.horizon, 0, run.split.validation)
     validation = Windows(run.tensors, spec.input_size, job.horizon, run.split.validation, run.split.test)
     candidate = run.candidate(name)
@@ -215,9 +216,10 @@ def _fit(run: Run, name: str, log: Log) -> None:
 
         def log_and_report(metrics: Mapping[str, float], epoch: int) -> None:
             log(metrics, epoch)
-            run.reporter.epoch(name, epoch, config.max_epochs, metrics)
+            run.reporter.epoch(name, epoch, config.max_epochs * config.members, metrics)
 
-        result = fit(spec, config, train, validation, log_and_report)
+        warm = _warm_start(run, name, spec) if config.start == "warm" else None
+        result = fit(spec, config, train, validation, log_and_report, warm=warm)
         run.reporter.done(name)
         run.reporter.say(
             f"{name}: best epoch {result.best_epoch} of {result.epochs} ({result.stopped_by}), "
@@ -227,6 +229,31 @@ def _fit(run: Run, name: str, log: Log) -> None:
     calibrate(network, validation, spec.quantiles)
     shutil.rmtree(run.artifact(name), ignore_errors=True)
     save_artifact(Forecaster(spec, network), run.artifact(name))
+
+
+def _warm_start(run: Run, name: str, spec: ForecasterSpec) -> QuantileNetwork | None:
+    """Return the champion's network where it is the same one, and say so where it is not."""
+    version = champion_or_none(run.registry, run.job.name)
+    if version is None:
+        run.reporter.say(f"{name} starts from scratch: there is no champion to start from")
+        return None
+    try:
+        champion = load_version(run.registry, version)
+    except (ArtifactError, RegistryError) as error:
+        run.reporter.say(f"{name} starts from scratch: champion v{version.version} cannot be loaded: {error}")
+        return None
+    unlike = _unlike(champion.spec, spec)
+    if unlike:
+        run.reporter.say(f"{name} starts from scratch: champion v{version.version} has another {unlike}")
+        return None
+    run.reporter.say(f"{name} starts from the weights of champion v{version.version}")
+    return champion.network.to(run.tensors.device)
+
+
+def _unlike(one: ForecasterSpec, other: ForecasterSpec) -> str:
+    """Name the fields in which two specs differ, those aside that change no weight."""
+    ones, others = (spec.model_dump(exclude={"format_version", "level"}) for spec in (one, other))
+    return ", ".join(key for key in ones if ones[key] != others[key])
 
 
 def backtest_of(run: Run, artifact: Path, cutoffs: Sequence[int], history_needed: int | None = None) -> Backtest:
@@ -319,7 +346,8 @@ def _load_champion(run: Run) -> Champion:
         return _not_compared(run, version, f"cannot be loaded: {error}")
     spec = forecaster.spec
     asked = run.job.spec_of(spec.network)
-    if spec.model_dump(exclude={"network", "level"}) != asked.model_dump(exclude={"network", "level"}):
+    aside = {"format_version", "network", "covariates", "level"}
+    if spec.model_dump(exclude=aside) != asked.model_dump(exclude=aside):
         return _not_compared(run, version, "answers another question than this job")
     if spec.input_size > run.split.cutoffs[0] + 1:
         return _not_compared(run, version, f"needs {spec.input_size} steps before the first test cutoff")

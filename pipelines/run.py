@@ -1,17 +1,20 @@
 """Run: one training of one job; what to do, where to work, whom to tell."""
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from forecasting.panel import Panel, load_panel
 from forecasting.registry import Registry, open_registry
-from forecasting.spec import NetworkSpec
+from forecasting.spec import BASELINE_KINDS, CovariatesSpec, ForecasterSpec, NetworkSpec, StaticSpec
 from pipelines.report import LogReporter, Reporter
 from pipelines.settings import PipelineSettings
 from training.backtest import plan_split
@@ -57,13 +60,36 @@ class Run:
     @cached_property
     def networks(self) -> dict[str, NetworkSpec]:
         """Return every forecaster of the comparison by name, baselines first."""
-        return {**baseline_specs(self.job), **{c.name: c.network for c in self.job.candidates}}
+        return {**baseline_specs(self.job), **{c.name: self.job.network_of(c) for c in self.job.candidates}}
+
+    @cached_property
+    def covariates(self) -> CovariatesSpec:
+        """Return what the networks are told besides the values; names are those of the training data."""
+        wanted, known = self.job.covariates, self.panel.before(self.split.test)
+        observed_N = np.asarray(np.isfinite(known.y_NT).any(axis=1))
+        return CovariatesSpec(
+            past=wanted.past,
+            future=wanted.future,
+            static=tuple(
+                StaticSpec(name=name, categories=_categories(known.static[name], observed_N))
+                for name in wanted.static
+            ),
+            calendar=wanted.calendar,
+            country=wanted.country,
+        )
+
+    def spec_of(self, name: str) -> ForecasterSpec:
+        """Return the whole spec of a forecaster of the comparison; baselines know the history only."""
+        network = self.networks[name]
+        told = None if network.kind in BASELINE_KINDS else self.covariates
+        return self.job.spec_of(network, told)
 
     @cached_property
     def tensors(self) -> PanelTensors:
         """Return what may be learnt from and calibrated on, on the device: nothing of the test block."""
         known = self.panel.before(self.split.test)
-        return PanelTensors(known, self.job.target.transform, pick_device(self.job.training.device))
+        device = pick_device(self.job.training.device)
+        return PanelTensors(known, self.job.target.transform, device, self.covariates)
 
     @cached_property
     def split(self) -> Split:
@@ -90,6 +116,12 @@ class Run:
     def discard(self) -> None:
         """Delete the run's folder."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _categories(names: Sequence[str], observed_N: NDArray[np.bool_]) -> tuple[str, ...]:
+    """Return the distinct names of the series that have a value, ascending; an empty name is unknown."""
+    found = sorted({name for name, observed in zip(names, observed_N, strict=True) if observed and name})
+    return tuple(found) or ("",)
 
 
 def use_threads(settings: PipelineSettings) -> None:

@@ -46,7 +46,7 @@ def _decode(body: bytes, runtime: Runtime) -> Prepared:
 
 def _predict(prepared: Prepared, runtime: Runtime) -> ForecastAnswer:
     began = time.perf_counter()
-    quantiles_BHQ = prepared.model.forecaster.predict(prepared.y_BL)
+    quantiles_BHQ = prepared.model.forecaster.predict(prepared.y_BL, prepared.covariates)
     runtime.telemetry.record_inference(prepared.model.name, time.perf_counter() - began)
     columns = summarise(quantiles_BHQ[:, : prepared.h], prepared.model.spec.quantiles, prepared.level)
     forecasts = _describe(prepared.windows, columns)

@@ -12,16 +12,27 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from forecasting.calendar import OFF_GRID, Calendar, format_timestamp
+from forecasting.covariates import Covariates
 from forecasting.errors import InputError
 from forecasting.forecaster import format_level, interval_bounds
 from forecasting.spec import ForecasterSpec
 from forecasting.transforms import apply_transform
+from service.covariates import (
+    Slots,
+    Told,
+    build_covariates,
+    count_numbers,
+    find_shortfalls,
+    lay_out_told,
+    require_told,
+)
 from service.model_slot import LoadedModel
-from service.problems import FieldError, refuse
+from service.problems import FieldError, RefusedSeriesError, refuse
 from service.schemas import ForecastRequest, SeriesHistory
 from service.settings import ServiceSettings
 
 FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
 MicrosecondArray = NDArray[np.datetime64]
 
 
@@ -34,6 +45,8 @@ class Window:
     cutoff: str
     ds: list[str]
     reason: str | None
+    told: Told | None = None
+    """What the model takes besides; None for one that takes nothing."""
 
 
 @dataclass(frozen=True)
@@ -50,13 +63,13 @@ class Prepared:
         """Return the windows as the forecaster takes them."""
         return np.stack([window.y_L for window in self.windows])
 
-
-class _RefusedError(InputError):
-    """One series cannot be forecast; `path` says where inside it."""
-
-    def __init__(self, path: str, detail: str) -> None:
-        super().__init__(detail)
-        self.path = path
+    @property
+    def covariates(self) -> Covariates | None:
+        """Return what is known besides as the forecaster takes it, None where it takes nothing."""
+        if not self.model.takes_covariates:
+            return None
+        told = [window.told for window in self.windows if window.told is not None]
+        return build_covariates(told, self.model.spec.covariates)
 
 
 def prepare(request: ForecastRequest, model: LoadedModel, settings: ServiceSettings) -> Prepared:
@@ -72,8 +85,8 @@ def prepare(request: ForecastRequest, model: LoadedModel, settings: ServiceSetti
     windows = []
     for i, history in enumerate(request.series):
         try:
-            windows.append(_cut_window(history, model.spec, grid, min(h, model.spec.horizon), settings))
-        except _RefusedError as error:
+            windows.append(_cut_window(history, model, grid, min(h, model.spec.horizon), settings))
+        except RefusedSeriesError as error:
             path = f"series[{i}]{'.' if error.path else ''}{error.path}"
             errors.append(FieldError(path=path, unique_id=history.unique_id, detail=str(error)))
     if errors:
@@ -92,7 +105,8 @@ def _check_options(
         errors.append(FieldError(path="level", detail=f"{len(level)} levels; at most {settings.max_levels}"))
         return errors
     errors.extend(_check_levels(level, spec))
-    values = len(request.series) * spec.horizon * max(len(spec.quantiles), 1 + 2 * len(level))
+    each = max(spec.horizon * max(len(spec.quantiles), 1 + 2 * len(level)), count_numbers(spec))
+    values = len(request.series) * each
     if values > settings.max_values:
         detail = f"the forecast would take {values} numbers; at most {settings.max_values}: send fewer series"
         errors.append(FieldError(path="series", detail=detail))
@@ -114,50 +128,69 @@ def _check_levels(level: Sequence[float], spec: ForecasterSpec) -> list[FieldErr
 
 
 def _cut_window(
-    history: SeriesHistory, spec: ForecasterSpec, grid: "_Grid", h: int, settings: ServiceSettings
+    history: SeriesHistory, model: LoadedModel, grid: "_Grid", h: int, settings: ServiceSettings
 ) -> Window:
+    spec = model.spec
     if len(history.y) > settings.max_length:
-        raise _RefusedError(
+        raise RefusedSeriesError(
             "y", f"series {history.unique_id!r} has {len(history.y)} values; at most {settings.max_length}"
         )
+    if history.past or history.future or history.static:
+        require_told(history, spec, settings.max_length)
     y_T = np.array(history.y, dtype=np.float64)
     if np.isnan(y_T).all():
-        raise _RefusedError("y", f"series {history.unique_id!r} has no observed value: every y is null")
+        raise RefusedSeriesError("y", f"series {history.unique_id!r} has no observed value: every y is null")
+    y_L, cutoff, slots, ds = _lay_out(history, y_T, spec, grid, h)
+    reason, told = _find_unusable(history.unique_id, y_L, spec), None
+    if model.takes_covariates:
+        told = lay_out_told(history, slots, cutoff, spec)
+        reason = "; ".join(filter(None, [reason, *find_shortfalls(told, model, h)])) or None
+    return Window(history.unique_id, y_L, format_timestamp(cutoff, grid.calendar), ds, reason, told)
+
+
+def _lay_out(
+    history: SeriesHistory, y_T: FloatArray, spec: ForecasterSpec, grid: "_Grid", h: int
+) -> tuple[FloatArray, pd.Timestamp, Slots, list[str]]:
+    """Return the window, its cutoff, the slots of all values, and the timestamps ahead."""
     try:
         if history.ds is None:
-            y_L, cutoff = _from_start(history, y_T, spec.input_size, grid)
+            y_L, cutoff, slots = _from_start(history, y_T, spec.input_size, grid)
         else:
-            y_L, cutoff = _from_ds(history, history.ds, y_T, spec.input_size, grid)
-        ds = grid.after(cutoff, h)
-    except _RefusedError:
+            y_L, cutoff, slots = _from_ds(history, history.ds, y_T, spec.input_size, grid)
+        if spec.covariates.calendar:
+            # The network is told of its whole horizon, whatever was asked for.
+            grid.last(cutoff, spec.horizon + 1)
+        return y_L, cutoff, slots, grid.after(cutoff, h)
+    except RefusedSeriesError:
         raise
     except InputError as error:
         path = "start" if history.ds is None else "ds"
-        raise _RefusedError(path, f"series {history.unique_id!r}: {error}") from error
-    reason = _find_unusable(history.unique_id, y_L, spec)
-    return Window(history.unique_id, y_L, format_timestamp(cutoff, grid.calendar), ds, reason)
+        raise RefusedSeriesError(path, f"series {history.unique_id!r}: {error}") from error
 
 
 def _from_start(
     history: SeriesHistory, y_T: FloatArray, input_size: int, grid: "_Grid"
-) -> tuple[FloatArray, pd.Timestamp]:
+) -> tuple[FloatArray, pd.Timestamp, Slots]:
+    """Return the window, its cutoff, and the slots of all values."""
     stamp = _parse_timestamp(history, "start", history.start or "")
     start = pd.Timestamp(_without_zone(stamp, grid.calendar))
     points = int(np.flatnonzero(~np.isnan(y_T))[-1]) + 1
     cutoff = grid.last(start, points)
     _require_points(history, points, input_size)
-    return y_T[points - input_size : points], cutoff
+    first = points - input_size
+    return y_T[first:points], cutoff, range(-first, len(y_T) - first)
 
 
 def _from_ds(
     history: SeriesHistory, texts: Sequence[str], y_T: FloatArray, input_size: int, grid: "_Grid"
-) -> tuple[FloatArray, pd.Timestamp]:
+) -> tuple[FloatArray, pd.Timestamp, Slots]:
+    """Return the window, its cutoff, and the slots of all values."""
     calendar = grid.calendar
     ds_T = _parse_all(history, texts, calendar)
     position_T = grid.positions(ds_T)
     if (position_T == OFF_GRID).any():
         i = int((position_T == OFF_GRID).argmax())
-        raise _RefusedError(
+        raise RefusedSeriesError(
             f"ds[{i}]",
             f"series {history.unique_id!r}: {texts[i]} does not lie on the grid of {calendar.freq}",
         )
@@ -168,11 +201,11 @@ def _from_ds(
     inside_T = (slot_T >= 0) & (slot_T < input_size) & ~np.isnan(y_T)
     y_L = np.full(input_size, np.nan)
     y_L[slot_T[inside_T]] = y_T[inside_T]
-    return y_L, pd.Timestamp(ds_T[position_T == end][0])
+    return y_L, pd.Timestamp(ds_T[position_T == end][0]), slot_T
 
 
 def _refuse_contradictions(
-    history: SeriesHistory, texts: Sequence[str], position_T: NDArray[np.int64], y_T: FloatArray
+    history: SeriesHistory, texts: Sequence[str], position_T: IntArray, y_T: FloatArray
 ) -> None:
     observed = np.flatnonzero(~np.isnan(y_T))
     order_T = observed[np.argsort(position_T[observed], kind="stable")]
@@ -180,12 +213,14 @@ def _refuse_contradictions(
     differs = (position_T[before] == position_T[after]) & (y_T[before] != y_T[after])
     if differs.any():
         i = int(after[differs.argmax()])
-        raise _RefusedError(f"ds[{i}]", f"series {history.unique_id!r} has two different values at {texts[i]}")
+        raise RefusedSeriesError(
+            f"ds[{i}]", f"series {history.unique_id!r} has two different values at {texts[i]}"
+        )
 
 
 def _require_points(history: SeriesHistory, points: int, input_size: int) -> None:
     if points < input_size:
-        raise _RefusedError(
+        raise RefusedSeriesError(
             "y",
             f"series {history.unique_id!r} has {points} points; this model needs {input_size} (input_size)",
         )
@@ -199,7 +234,9 @@ def _find_unusable(unique_id: str, y_L: FloatArray, spec: ForecasterSpec) -> str
     usable_L = np.isfinite(apply_transform(y_L, spec.transform))
     lost = int((observed_L & ~usable_L).sum())
     if not usable_L.any():
-        raise _RefusedError("y", f"series {unique_id!r} has no value above zero, which {spec.transform} needs")
+        raise RefusedSeriesError(
+            "y", f"series {unique_id!r} has no value above zero, which {spec.transform} needs"
+        )
     if lost == 0:
         return None
     return f"{lost} of the last {len(y_L)} values are not above zero; {spec.transform} takes them as missing"
@@ -209,7 +246,7 @@ def _parse_all(history: SeriesHistory, texts: Sequence[str], calendar: Calendar)
     stamps = [_parse_timestamp(history, f"ds[{i}]", text) for i, text in enumerate(texts)]
     zoned = [stamp.tzinfo is not None for stamp in stamps]
     if any(zoned) and not all(zoned):
-        raise _RefusedError(
+        raise RefusedSeriesError(
             "ds", f"series {history.unique_id!r}: some timestamps carry a UTC offset and some do not"
         )
     return np.array([_without_zone(stamp, calendar) for stamp in stamps], dtype="datetime64[us]")
@@ -220,7 +257,7 @@ def _parse_timestamp(history: SeriesHistory, path: str, text: str) -> datetime:
         return datetime.fromisoformat(text)
     except ValueError as error:
         detail = f"series {history.unique_id!r}: {path} {text!r} is no timestamp: {error}"
-        raise _RefusedError(path, detail) from None
+        raise RefusedSeriesError(path, detail) from None
 
 
 def _without_zone(stamp: datetime, calendar: Calendar) -> datetime:
@@ -237,7 +274,7 @@ class _Grid:
         self.calendar = calendar
         self._last: dict[tuple[pd.Timestamp, int], pd.Timestamp] = {}
         self._after: dict[tuple[pd.Timestamp, int], list[str]] = {}
-        self._positions: dict[bytes, NDArray[np.int64]] = {}
+        self._positions: dict[bytes, IntArray] = {}
 
     def last(self, start: pd.Timestamp, periods: int) -> pd.Timestamp:
         """Return the timestamp of the last of `periods` steps; InputError when they leave the calendar."""
@@ -252,14 +289,14 @@ class _Grid:
             self._after[cutoff, h] = [format_timestamp(stamp, self.calendar) for stamp in ds]
         return self._after[cutoff, h]
 
-    def positions(self, ds_T: MicrosecondArray) -> NDArray[np.int64]:
+    def positions(self, ds_T: MicrosecondArray) -> IntArray:
         """Return steps from the earliest timestamp on the grid of most of them, OFF_GRID for the others."""
         key = ds_T.tobytes()
         if key not in self._positions:
             self._positions[key] = self._locate(ds_T)
         return self._positions[key]
 
-    def _locate(self, ds_T: MicrosecondArray) -> NDArray[np.int64]:
+    def _locate(self, ds_T: MicrosecondArray) -> IntArray:
         ds = pd.DatetimeIndex(ds_T)
         phase_T = self.calendar.phases(ds)
         phases, counts = np.unique(phase_T[phase_T != OFF_GRID], return_counts=True)

@@ -9,9 +9,10 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import Literal
 
 from forecasting.calendar import Calendar, parse_freq
@@ -52,6 +53,15 @@ class LoadedModel:
     @property
     def spec(self) -> ForecasterSpec:
         return self.forecaster.spec
+
+    @cached_property  # asked for with every series
+    def takes_covariates(self) -> bool:
+        return self.spec.takes_covariates
+
+    @cached_property
+    def known_names(self) -> Mapping[str, frozenset[str]]:
+        """The names of each static that were there in training; there may be very many."""
+        return {static.name: frozenset(static.categories) for static in self.spec.covariates.static}
 
 
 class ModelSlot:

@@ -115,9 +115,25 @@ def example_request(model: LoadedModel) -> JsonObject:
     season = max(model.spec.season_length, 5)
     steps = range(model.spec.input_size)
     y = [round(100 + 5 * math.sin(2 * math.pi * i / season) + 0.1 * i, 2) for i in steps]
-    series = {"unique_id": "example", "start": format_timestamp(start, model.calendar), "y": y}
+    series: JsonObject = {"unique_id": "example", "start": format_timestamp(start, model.calendar), "y": y}
+    series |= _example_covariates(model)
     level = [float(lv) for lv in model.spec.level[:1]]
     return {"model": model.name, "h": min(model.spec.horizon, 7), "level": level, "series": [series]}
+
+
+def _example_covariates(model: LoadedModel) -> JsonObject:
+    """Tell everything the model takes, as it was in training: its first series, and the first of every name."""
+    told, length = model.spec.covariates, model.spec.input_size
+    wave = [round(20 + 3 * math.cos(2 * math.pi * i / 12), 2) for i in range(length + model.spec.horizon)]
+    statics = {static.name: static.categories[0] for static in told.static}
+    unique_id = statics.pop("unique_id", None)
+    covariates: JsonObject = {
+        "unique_id": unique_id,
+        "past": dict.fromkeys(told.past, wave[:length]),
+        "future": dict.fromkeys(told.future, wave),
+        "static": statics,
+    }
+    return {field: known for field, known in covariates.items() if known}
 
 
 def _first_step(calendar: Calendar) -> pd.Timestamp:

@@ -17,7 +17,7 @@ from service.settings import ServiceSettings
 M = TypeVar("M", bound=BaseModel)
 
 MAX_KEYS = 16
-"""Most keys an object of a request may have: more than there are, few enough to complain about each."""
+"""Most keys an object of a request may have, and most complaints about one: more keys than there are."""
 
 
 def parse_request(body: bytes, settings: ServiceSettings) -> ForecastRequest:
@@ -83,7 +83,7 @@ def _validate(model: type[M], content: object, at: str, errors: list[FieldError]
     try:
         return model.model_validate(content)
     except ValidationError as error:
-        errors.extend(_field_error(e, at, name) for e in error.errors(include_url=False))
+        errors.extend(_field_error(e, at, name) for e in error.errors(include_url=False)[:MAX_KEYS])
         return None
 
 

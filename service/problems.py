@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pydantic import BaseModel, Field
 from starlette.responses import Response
 
+from forecasting.errors import InputError
+
 MEDIA_TYPE = "application/problem+json"
 MAX_ERRORS = 100
 """Most entries of `errors` in one answer; the rest are counted in `detail`."""
@@ -124,6 +126,14 @@ class ProblemError(Exception):
     detail: str
     errors: Sequence[FieldError] = ()
     headers: Mapping[str, str] = field(default_factory=dict)
+
+
+class RefusedSeriesError(InputError):
+    """One series cannot be forecast; `path` says where inside it."""
+
+    def __init__(self, path: str, detail: str) -> None:
+        super().__init__(detail)
+        self.path = path
 
 
 def describe(kind: Kind, detail: str, request_id: str, errors: Sequence[FieldError] = ()) -> Problem:

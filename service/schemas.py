@@ -7,7 +7,7 @@ passes. Limits that depend on the settings or on the model are checked where tho
 from datetime import datetime
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, model_validator
 
 from forecasting.spec import MODEL_NAME_PATTERN
 from service.problems import Problem
@@ -16,6 +16,28 @@ TIMESTAMP_PATTERN = r"^(1[89]|2[01])\d{2}-\d{2}-\d{2}([T ]\d{2}:\d{2}(:\d{2}(\.\
 """ISO 8601, from 1800 to 2199: a wrong year is found here, and not by what it would cost."""
 
 Timestamp = Annotated[str, Field(pattern=TIMESTAMP_PATTERN, max_length=40)]
+LARGEST = 1e30
+"""Covariates are worked with in single precision, which holds little more."""
+
+
+def _few_columns(columns: object) -> object:
+    """Refuse too many at once: each would be validated first, and complained about on its own."""
+    if isinstance(columns, dict) and len(columns) > MOST_COLUMNS:
+        raise ValueError(f"{len(columns)} columns; at most {MOST_COLUMNS}")
+    return columns
+
+
+MOST_COLUMNS = 256
+"""Most columns of one kind, as `forecasting.spec.CovariatesSpec` has it."""
+
+Finite = Annotated[FiniteFloat, Field(ge=-LARGEST, le=LARGEST)]
+CovariateColumn = Annotated[list[Finite | None], Field(fail_fast=True, min_length=1)]
+CovariateColumns = Annotated[
+    dict[str, CovariateColumn], Field(max_length=MOST_COLUMNS), BeforeValidator(_few_columns)
+]
+Statics = Annotated[
+    dict[str, Annotated[str, Field(max_length=256)]], Field(max_length=MOST_COLUMNS), BeforeValidator(_few_columns)
+]
 UniqueId = Annotated[str, Field(min_length=1, max_length=256)]
 
 
@@ -24,7 +46,7 @@ class _Request(BaseModel):
 
 
 class SeriesHistory(_Request):
-    """One series: its values, and when they were observed, given as either `start` or `ds`."""
+    """One series: its values, when they were observed (either `start` or `ds`), and what else is known."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -46,6 +68,17 @@ class SeriesHistory(_Request):
     )
     y: Annotated[list[FiniteFloat | None], Field(fail_fast=True, min_length=1)] = Field(
         description="Values, oldest first; null is a missing one."
+    )
+    past: CovariateColumns | None = Field(
+        None, description="Columns known up to the last value, each as long as y; which, is up to the model."
+    )
+    future: CovariateColumns | None = Field(
+        None,
+        description="Columns known ahead, each as long as y and then as many steps ahead as are asked for; "
+        "what is not known is null or left out at the end.",
+    )
+    static: Statics | None = Field(
+        None, description="What the series is, by name; unique_id need not be repeated."
     )
 
     @model_validator(mode="after")
@@ -118,6 +151,16 @@ class Failure(BaseModel):
     attempts: int = Field(description="How often it failed since then.")
 
 
+class ModelCovariates(BaseModel):
+    """What a model is told besides the values of a series."""
+
+    past: list[str] = Field(description="Columns known up to the last value.")
+    future: list[str] = Field(description="Columns known over the steps ahead too.")
+    static: dict[str, int] = Field(description="What a series is: how many names of each were in training.")
+    calendar: list[str] = Field(description="What the timestamps tell; nothing is to be sent for it.")
+    country: str | None = Field(description="Whose public holidays are in the calendar.")
+
+
 class ModelInfo(BaseModel):
     """A model, as the service holds it; what only a loaded model has is null until one is."""
 
@@ -131,7 +174,11 @@ class ModelInfo(BaseModel):
     digest: str | None = Field(description="SHA-256 of the artefact.")
     loaded_at: datetime | None
     kind: str | None = Field(
-        description="The architecture: naive, seasonal_naive, drift, ridge, mlp, rnn, gru, lstm."
+        description="The architecture: naive, seasonal_naive, drift, ridge, mlp, rnn, gru, lstm, segment_rnn, "
+        "segment_gru, segment_lstm, ensemble."
+    )
+    head: str | None = Field(
+        description="What its network says of each step: quantile, student_t, point; null for a baseline."
     )
     freq: str | None = Field(description="Pandas alias or exchange calendar.")
     season_length: int | None
@@ -140,6 +187,7 @@ class ModelInfo(BaseModel):
     level: list[float] | None = Field(description="Intervals answered when none are asked for.")
     max_level: float | None = Field(description="The widest interval it can answer.")
     transform: str | None
+    covariates: ModelCovariates | None
     failure: Failure | None = Field(description="Why the model is stale or failed.")
 
 

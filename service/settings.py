@@ -58,7 +58,8 @@ class ServiceSettings(BaseSettings):
     max_values: int = Field(
         20_000_000,
         ge=1,
-        description="Most numbers computed for one request: series x horizon x quantiles; bounds memory.",
+        description="Most numbers in the work of one request: series x horizon x quantiles, or series x steps x "
+        "covariates where that is more; bounds memory.",
     )
     max_in_flight: int = Field(
         64, ge=1, description="Forecast requests accepted at one time; more are asked to come back (503)."

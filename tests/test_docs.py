@@ -16,13 +16,18 @@ from forecasting.spec import (
     RecurrentSpec,
     RidgeSpec,
     SeasonalNaiveSpec,
+    SegmentSpec,
 )
 from pipelines.cli import EXIT_CODES, app
+from tests.training.test_job import WHOLE_SECTIONS
 from training.job import (
+    CovariatesConfig,
     EvaluationConfig,
     GateConfig,
     JobConfig,
     ScheduleConfig,
+    SearchConfig,
+    SearchRange,
     TargetConfig,
     TrainingConfig,
     parse_job,
@@ -39,8 +44,10 @@ PAGES = [
 SECTIONS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("", JobConfig),
     ("target", TargetConfig),
+    ("covariates", CovariatesConfig),
     ("candidates[] kind: mlp", MLPSpec),
     ("candidates[] kind: rnn, gru, lstm", RecurrentSpec),
+    ("candidates[] kind: segment_rnn, segment_gru, segment_lstm", SegmentSpec),
     ("candidates[] kind: ridge", RidgeSpec),
     ("candidates[] kind: naive", NaiveSpec),
     ("candidates[] kind: seasonal_naive", SeasonalNaiveSpec),
@@ -49,8 +56,9 @@ SECTIONS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("evaluation", EvaluationConfig),
     ("gate", GateConfig),
     ("schedule", ScheduleConfig),
+    ("search", SearchConfig),
+    ("search.space", SearchRange),
 )
-WHOLE_SECTIONS = {"source", "target", "candidates", "training", "evaluation", "gate", "schedule", "kind"}
 
 
 def default_of(field: FieldInfo) -> str:
@@ -66,7 +74,8 @@ def field_tables() -> str:
     """Return the tables of every job field as the code has them."""
     parts = []
     for section, model in SECTIONS:
-        fields = {n: f for n, f in model.model_fields.items() if n not in WHOLE_SECTIONS}
+        told_elsewhere = WHOLE_SECTIONS if model is JobConfig else {"kind"}
+        fields = {n: f for n, f in model.model_fields.items() if n not in told_elsewhere}
         rows = [f"| `{name}` | {default_of(field)} | {field.description} |" for name, field in fields.items()]
         title = f"`{section}`" if section else "The job itself"
         parts.append("\n".join([f"{title}", "", "| field | default | meaning |", "| --- | --- | --- |", *rows]))

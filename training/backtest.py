@@ -136,7 +136,10 @@ class Backtest:
         }
         for level in self.spec.level:
             low_BH, high_BH = self._interval(quantiles_BHQ, level)
-            scores[f"coverage_{format_level(level)}"] = metrics.coverage(actual_BH, low_BH, high_BH)
+            name = f"coverage_{format_level(level)}"
+            scores[name] = metrics.coverage(actual_BH, low_BH, high_BH)
+            interval = metrics.coverage_interval(actual_BH, low_BH, high_BH, self.cutoff_B)
+            scores[f"{name}_low"], scores[f"{name}_high"] = interval
             scores[f"width_{format_level(level)}"] = metrics.width(low_BH, high_BH)
         return dict.fromkeys(scores, float("nan")) if self.unanswered else scores
 
@@ -237,7 +240,10 @@ def run_backtest(
         )
     history = np.arange(1 - spec.input_size, 1)
     ahead = np.arange(1, spec.horizon + 1)
-    quantiles_BHQ = forecaster.predict(panel.y_NT[series_B[:, None], cutoff_B[:, None] + history])
+    covariates = None
+    if spec.takes_covariates:
+        covariates = panel.covariates_at(series_B, cutoff_B, spec.covariates, spec.input_size, spec.horizon)
+    quantiles_BHQ = forecaster.predict(panel.y_NT[series_B[:, None], cutoff_B[:, None] + history], covariates)
     actual_BH = panel.y_NT[series_B[:, None], cutoff_B[:, None] + ahead]
     absolute_N, squared_N = _scales(panel, spec, in_sample)
     return Backtest(

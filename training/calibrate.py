@@ -39,10 +39,10 @@ def _residuals(network: QuantileNetwork, validation: Windows) -> Tensor:
     parts = []
     for chosen_B in torch.split(validation.spread(MOST_WINDOWS), BATCH):
         batch = validation.gather(chosen_B)
-        forecast = network.scaled_forecast(batch.x_BL, batch.mask_BL)
+        forecast = network.scaled_forecast(batch.inputs)
         anchor_B1, scale_B1 = forecast.anchor_BS[:, -1:], forecast.scale_BS[:, -1:]
-        target_BH = (batch.target_BLH[:, -1] - anchor_B1) / scale_B1
-        known_BH = batch.target_mask_BLH[:, -1] & (scale_B1 > SCALE_FLOOR)
+        target_BH = (batch.target_BSH[:, -1] - anchor_B1) / scale_B1
+        known_BH = batch.target_mask_BSH[:, -1] & (scale_B1 > SCALE_FLOOR)
         target_BH = torch.where(known_BH, target_BH, torch.nan)
         parts.append(target_BH[..., None] - forecast.values_BSHQ[:, -1])
     return torch.cat(parts)

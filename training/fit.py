@@ -6,21 +6,27 @@ B batch, L input_size, S steps forecasts are made at, H horizon, Q quantiles.
 import copy
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from forecasting.errors import TrainingError
 from forecasting.networks import QuantileNetwork, build_network
-from forecasting.networks.base import ScaledForecast
-from forecasting.networks.recurrent import Recurrent
-from forecasting.scaling import SCALE_FLOOR
-from forecasting.spec import ForecasterSpec
-from training.job import TrainingConfig
-from training.losses import pinball_loss
-from training.windows import Batch, Windows
+from forecasting.networks.base import RawForecast, TrainedNetwork
+from forecasting.networks.ensemble import Ensemble
+from forecasting.networks.recurrent import Recurrent, RecurrentState
+from forecasting.networks.segment import Segment
+from forecasting.spec import EnsembleSpec, ForecasterSpec
+from training.baselines import solve_window_map
+from training.job import LossKind, TrainingConfig
+from training.losses import ForecastLoss
+from training.prepare import measure_covariates, measure_units, start_warm, weigh_linear
+from training.windows import Batch, Lanes, Windows
 
 Log = Callable[[Mapping[str, float], int], None]
 """Called once an epoch with its metrics and its number; a tracker, a progress bar, or nothing."""
@@ -31,12 +37,11 @@ def log_nothing(metrics: Mapping[str, float], epoch: int) -> None:
     del metrics, epoch
 
 
-TARGET_LIMIT = 50.0
-"""Targets further than this many scales away are drawn in: a sensor that sticks and jumps must not rule."""
-
 WARM_UP_SHARE = 0.05
 FINAL_RATE = 0.05
-VALIDATION_WINDOWS = 2048
+MOST_VALIDATED, FEWEST_VALIDATED = 2048, 512
+VALIDATED_SHARE = 0.5
+"""Windows validated after an epoch, for each trained on in it: to look must not cost more than to learn."""
 VALIDATION_BATCH = 1024
 
 
@@ -65,7 +70,13 @@ def pick_device(wanted: str) -> torch.device:
 
 
 def fit(
-    spec: ForecasterSpec, config: TrainingConfig, train: Windows, validation: Windows, log: Log | None = None
+    spec: ForecasterSpec,
+    config: TrainingConfig,
+    train: Windows,
+    validation: Windows,
+    log: Log | None = None,
+    *,
+    warm: QuantileNetwork | None = None,
 ) -> FitResult:
     """Fit the network of a spec and return it with the weights of its best epoch.
 
@@ -74,10 +85,11 @@ def fit(
         config: how to fit it.
         train: windows to learn from.
         validation: windows that decide when to stop; their targets come after all of `train`'s.
-        log: called once an epoch.
+        log: called once an epoch; the epochs of an ensemble's members follow one another.
+        warm: a fitted network of the same spec, whose weights are the start.
 
     Raises:
-        TrainingError: there is nothing to learn from, or the loss is no longer a number.
+        TrainingError: there is nothing to learn from, the loss does not suit the head, or it diverged.
     """
     if not len(train) or not len(validation):
         empty = "train" if not len(train) else "validate"
@@ -85,10 +97,66 @@ def fit(
             f"no window to {empty} with: input_size {spec.input_size} and horizon {spec.horizon} "
             f"do not fit into the data"
         )
+    if isinstance(spec.network, EnsembleSpec):
+        return _fit_ensemble(spec, spec.network, config, train, validation, log or log_nothing, warm)
     device = train.data.device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(config.seed)
-        return _Fitting(spec, config, train, validation, device).run(log or log_nothing)
+        network = build_network(spec).to(device)
+        if not isinstance(network, TrainedNetwork):
+            raise TrainingError(f"a forecaster of kind {spec.network.kind!r} is not fitted by gradient descent")
+        _start(network, train, validation, warm)
+        result = _Fitting(network, spec, config, train, validation).run(log or log_nothing)
+        if isinstance(network, Segment) and network.linear_part == "blend":
+            weigh_linear(network, validation, config.units)
+        return result
+
+
+def _start(network: TrainedNetwork, train: Windows, validation: Windows, warm: QuantileNetwork | None) -> None:
+    """Give a network what it does not learn by descent, or the weights of the one before it."""
+    if warm is not None:
+        start_warm(network, warm)
+        return
+    measure_covariates(network, train)
+    measure_units(network, train)
+    if isinstance(network, Segment) and network.linear is not None:
+        solve_window_map(network.linear, network, train, validation)
+
+
+def _fit_ensemble(
+    spec: ForecasterSpec,
+    network: EnsembleSpec,
+    config: TrainingConfig,
+    train: Windows,
+    validation: Windows,
+    log: Log,
+    warm: QuantileNetwork | None,
+) -> FitResult:
+    """Fit each member with a seed of its own and average them."""
+    member_spec = spec.model_copy(update={"network": network.member})
+    results: list[FitResult] = []
+    for i in range(network.n_members):
+        member_config = config.model_copy(update={"seed": config.seed + i})
+        before = sum(result.epochs for result in results)
+
+        def log_member(metrics: Mapping[str, float], epoch: int, before: int = before) -> None:
+            log(metrics, before + epoch)
+
+        start = warm.networks()[i] if isinstance(warm, Ensemble) else None
+        results.append(fit(member_spec, member_config, train, validation, log_member, warm=start))
+    ensemble = build_network(spec).to(train.data.device)
+    if not isinstance(ensemble, Ensemble):
+        raise TrainingError(f"{spec.network.kind!r} is no ensemble")
+    ensemble.set_members([result.network for result in results])
+    return FitResult(
+        network=ensemble.eval(),
+        best_epoch=max(result.best_epoch for result in results),
+        epochs=sum(result.epochs for result in results),
+        validation_loss=sum(result.validation_loss for result in results) / len(results),
+        seconds=sum(result.seconds for result in results),
+        stopped_by=results[-1].stopped_by,
+        forecasts_seen=sum(result.forecasts_seen for result in results),
+    )
 
 
 class _Fitting:
@@ -96,35 +164,76 @@ class _Fitting:
 
     def __init__(
         self,
+        network: TrainedNetwork,
         spec: ForecasterSpec,
         config: TrainingConfig,
         train: Windows,
         validation: Windows,
-        device: torch.device,
     ) -> None:
-        self.config, self.train, self.validation, self.device = config, train, validation, device
-        self.quantiles_Q = torch.tensor(spec.quantiles, device=device)
-        self.network = build_network(spec).to(device)
-        self.lanes = isinstance(self.network, Recurrent)
+        self.network, self.config, self.train, self.validation = network, config, train, validation
+        self.device = train.data.device
+        self.recurrent = network if isinstance(network, Recurrent) else None
         # A recurrent network is not scored on the steps in which it has hardly seen anything yet.
-        self.skip = min(spec.input_size // 4, spec.input_size - 1) if self.lanes else 0
-        self.forecasts_per_window = spec.input_size - self.skip if self.lanes else 1
-        self.optimizer = _build_optimizer(self.network, config)
-        self.sampler = torch.Generator(device=device).manual_seed(config.seed)
-        self.steps = config.steps_per_epoch or self._default_steps()
+        quarter = min(spec.input_size // 4, spec.input_size - 1)
+        self.skip = (quarter if config.warm_up is None else config.warm_up) if self.recurrent is not None else 0
+        self.lanes = self._list_lanes(spec)
+        if self.lanes is None and self.skip >= spec.input_size:
+            raise TrainingError(
+                f"warm_up is {self.skip}, and a window has {spec.input_size} steps: none is scored"
+            )
+        self.loss = ForecastLoss(
+            _loss_kind(network, config),
+            config.units,
+            network.output,
+            torch.tensor(spec.quantiles, device=self.device),
+        )
+        self.autocast = config.precision == "bfloat16" or (
+            config.precision == "auto" and self.device.type == "cuda" and torch.cuda.is_bf16_supported()
+        )
+        self.parameters = [p for p in network.parameters() if p.requires_grad]
+        self.optimizer = _build_optimizer(self.parameters, config)
+        average = get_ema_multi_avg_fn(config.average)  # type: ignore[no-untyped-call]
+        self.averaged = AveragedModel(network, multi_avg_fn=average) if config.average else None
+        self.sampler = torch.Generator(device=self.device).manual_seed(config.seed)
+        self.steps = self._steps_per_epoch(spec)
 
-    def _default_steps(self) -> int:
-        independent = len(self.train) / self.forecasts_per_window
-        return min(100, max(10, math.ceil(independent / self.config.batch_size)))
+    def _list_lanes(self, spec: ForecasterSpec) -> Lanes | None:
+        config = self.config
+        if config.truncation is None or self.recurrent is None:
+            return None
+        lanes = Lanes(
+            self.train.data,
+            self.recurrent.trained_horizon,
+            self.train.stop,
+            chunk=config.truncation,
+            n_chunks=config.lane_chunks,
+            random_offsets=config.random_offsets,
+        )
+        if self.skip >= lanes.length:
+            raise TrainingError(
+                f"warm_up is {self.skip}, and a lane has {lanes.length} steps (lane_chunks of truncation): "
+                f"none is scored"
+            )
+        if not len(lanes):
+            raise TrainingError(f"no series is long enough for lanes with a horizon of {spec.horizon}")
+        return lanes
+
+    def _steps_per_epoch(self, spec: ForecasterSpec) -> int:
+        scored = 1 if self.recurrent is None else spec.input_size - min(self.skip, spec.input_size - 1)
+        independent = len(self.train) / scored
+        steps = self.config.steps_per_epoch or min(100, max(10, math.ceil(independent / self.config.batch_size)))
+        return steps if self.lanes is None else max(1, round(steps / self.lanes.n_chunks)) * self.lanes.n_chunks
 
     def run(self, log: Log) -> FitResult:
         """Train until the patience, the epochs or the time budget is used up."""
         started = time.perf_counter()
-        best_loss, best_epoch, best_state = math.inf, 0, copy.deepcopy(self.network.state_dict())
+        best_loss, best_epoch = self._validation_loss(), 0
+        best_state = copy.deepcopy(self._kept().state_dict())
         stopped_by = "max_epochs"
-        epoch = 0
+        epoch, seen = 0, 0
         for epoch in range(1, self.config.max_epochs + 1):
-            metrics = self._train_epoch(epoch)
+            metrics, scored = self._train_epoch(epoch)
+            seen += scored
             loss = self._validation_loss()
             log({**metrics, "val/loss": loss, "seconds": time.perf_counter() - started}, epoch)
             if not math.isfinite(metrics["train/loss"]):
@@ -134,7 +243,7 @@ class _Fitting:
                 )
             if loss < best_loss:
                 best_loss, best_epoch = loss, epoch
-                best_state = copy.deepcopy(self.network.state_dict())
+                best_state = copy.deepcopy(self._kept().state_dict())
             if epoch - best_epoch >= self.config.patience:
                 stopped_by = "patience"
                 break
@@ -149,51 +258,106 @@ class _Fitting:
             validation_loss=best_loss,
             seconds=time.perf_counter() - started,
             stopped_by=stopped_by,
-            forecasts_seen=epoch * self.steps * self.config.batch_size * self.forecasts_per_window,
+            forecasts_seen=seen,
         )
 
-    def _train_epoch(self, epoch: int) -> dict[str, float]:
+    def _kept(self) -> TrainedNetwork:
+        """Return the network whose weights are validated and kept: the average, where there is one."""
+        if self.averaged is None:
+            return self.network
+        return cast("TrainedNetwork", self.averaged.module)
+
+    def _train_epoch(self, epoch: int) -> tuple[dict[str, float], int]:
         self.network.train()
         total = torch.zeros((), device=self.device)
-        norms: dict[str, Tensor] = {}
-        for step in range(self.steps):
+        norms = torch.zeros(len(self.parameters), device=self.device)
+        seen = 0
+        for step, (forecast, batch) in enumerate(self._forecasts()):
             rate = self._set_learning_rate((epoch - 1) * self.steps + step)
-            batch = self._sample()
-            loss = self._loss(batch)
+            loss = self.loss(forecast, batch)
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
-            _add_gradient_norms(self.network, norms)
-            nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip_norm)
+            norms += self._clip()
             self.optimizer.step()
+            if self.averaged is not None:
+                self.averaged.update_parameters(self.network)
             total += loss.detach()
+            seen += batch.target_BSH.shape[0] * batch.target_BSH.shape[1]
         # Read once an epoch: on a GPU every reading waits for the device.
-        per_layer = {f"grad_norm/{name}": float(norm / self.steps) for name, norm in norms.items()}
-        return {"train/loss": float(total / self.steps), "learning_rate": rate, **per_layer}
+        names = [name for name, p in self.network.named_parameters() if p.requires_grad]
+        per_layer = dict(zip((f"grad_norm/{n}" for n in names), (norms / self.steps).tolist(), strict=True))
+        return {"train/loss": float(total / self.steps), "learning_rate": rate, **per_layer}, seen
 
-    def _sample(self) -> Batch:
-        size = (self.config.batch_size,)
-        chosen_B = torch.randint(len(self.train), size, generator=self.sampler, device=self.device)
-        return self.train.gather_lanes(chosen_B, self.skip) if self.lanes else self.train.gather(chosen_B)
+    def _forecasts(self) -> Iterator[tuple[RawForecast, Batch]]:
+        """Yield the forecasts of an epoch's steps, each made when the step before it has been taken."""
+        if self.lanes is not None and self.recurrent is not None:
+            yield from self._lane_forecasts(self.lanes, self.recurrent)
+            return
+        for _ in range(self.steps):
+            size = (self.config.batch_size,)
+            chosen_B = torch.randint(len(self.train), size, generator=self.sampler, device=self.device)
+            if self.recurrent is None:
+                batch = self._hide(self.train.gather(chosen_B))
+                with self._precision():
+                    forecast = self.network.raw_forecast(batch.inputs)
+            else:
+                batch = self._hide(self.train.gather_every_step(chosen_B, self.skip, self.network.trained_horizon))
+                with self._precision():
+                    forecast, _ = self.recurrent.forecast_every_step(batch.inputs, skip=self.skip)
+            yield forecast, batch
 
-    def _loss(self, batch: Batch) -> Tensor:
-        if isinstance(self.network, Recurrent):
-            forecast, _ = self.network.forecast_every_step(batch.x_BL, batch.mask_BL, skip=self.skip)
-        else:
-            forecast = self.network.scaled_forecast(batch.x_BL, batch.mask_BL)
-        return scaled_loss(forecast, batch, self.quantiles_Q)
+    def _lane_forecasts(self, lanes: Lanes, network: Recurrent) -> Iterator[tuple[RawForecast, Batch]]:
+        """Cross lanes chunk by chunk, the state carried on and the gradient cut between chunks.
 
-    @torch.inference_mode()
+        Truncated back-propagation through time: Williams and Peng, 1990.
+        """
+        taken = 0
+        while taken < self.steps:
+            drawn = lanes.sample(self.config.batch_size, self.sampler)
+            state: RecurrentState | None = None
+            for number in range(lanes.n_chunks):
+                skip = min(max(self.skip - number * lanes.chunk, 0), lanes.chunk)
+                batch = self._hide(lanes.gather(drawn, number, min(skip, lanes.chunk - 1)))
+                with self._precision():
+                    if skip == lanes.chunk:
+                        # All of it is warm-up: there is nothing to learn from but the state it leaves.
+                        with torch.no_grad():
+                            state = network.encode(batch.inputs, state)[-1]
+                        continue
+                    forecast, state = network.forecast_every_step(batch.inputs, state, skip=skip)
+                yield forecast, batch
+                state = state.detach()
+                taken += 1
+                if taken == self.steps:
+                    return
+
+    def _hide(self, batch: Batch) -> Batch:
+        """Hide some covariates, so that the network learns to do without."""
+        encoder = self.network.encoder
+        return batch if encoder is None else batch._replace(inputs=encoder.hide_some(batch.inputs))
+
+    def _precision(self) -> AbstractContextManager[object]:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast)
+
+    def _clip(self) -> Tensor:
+        """Clip the gradient, and return its norms before: what vanishes or explodes shows here."""
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
+        norms = torch.stack(torch._foreach_norm(grads))
+        nn.utils.clip_grads_with_norm_(self.parameters, self.config.clip_norm, norms.norm())
+        return norms
+
+    @torch.no_grad()
     def _validation_loss(self) -> float:
         """Return the loss of the forecast after the last step, which is the one that will be served."""
-        self.network.eval()
-        chosen = self.validation.spread(VALIDATION_WINDOWS)
-        total, weight = 0.0, 0
+        network = self._kept().eval()
+        trained = self.steps * self.config.batch_size
+        wanted = max(FEWEST_VALIDATED, min(MOST_VALIDATED, round(VALIDATED_SHARE * trained)))
+        chosen = self.validation.spread(wanted)
+        total = torch.zeros((), device=self.device)
         for chosen_B in torch.split(chosen, VALIDATION_BATCH):
-            batch = self.validation.gather(chosen_B)
-            forecast = self.network.scaled_forecast(batch.x_BL, batch.mask_BL)
-            total += float(scaled_loss(forecast, batch, self.quantiles_Q)) * len(chosen_B)
-            weight += len(chosen_B)
-        return total / weight
+            batch = self.validation.gather(chosen_B).first_steps(network.trained_horizon)
+            total += self.loss(network.raw_forecast(batch.inputs), batch) * len(chosen_B)
+        return float(total) / len(chosen)
 
     def _set_learning_rate(self, step: int) -> float:
         share = step / max(1, self.steps * self.config.max_epochs)
@@ -203,22 +367,19 @@ class _Fitting:
         return rate
 
 
-def scaled_loss(forecast: ScaledForecast, batch: Batch, quantiles_Q: Tensor) -> Tensor:
-    """Return the pinball loss in units of each forecast's own scale, so that no series outweighs another."""
-    target_BSH = (batch.target_BLH - forecast.anchor_BS[..., None]) / forecast.scale_BS[..., None]
-    moving_BS1 = (forecast.scale_BS > SCALE_FLOOR)[..., None]
-    weight_BSH = (batch.target_mask_BLH & moving_BS1).to(target_BSH.dtype)
-    target_BSH = torch.where(weight_BSH > 0, target_BSH.clamp(-TARGET_LIMIT, TARGET_LIMIT), 0.0)
-    return pinball_loss(forecast.values_BSHQ, target_BSH, weight_BSH, quantiles_Q)
+def _loss_kind(network: TrainedNetwork, config: TrainingConfig) -> LossKind:
+    try:
+        return config.loss_for(network.head_kind)
+    except ValueError as error:
+        raise TrainingError(str(error)) from error
 
 
-def _build_optimizer(network: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
+def _build_optimizer(parameters: list[nn.Parameter], config: TrainingConfig) -> torch.optim.Optimizer:
     rate, decay = config.learning_rate, config.weight_decay
-    parameters = network.parameters()
     if config.optimizer == "adam":
-        return torch.optim.Adam(parameters, lr=rate, weight_decay=decay)
+        return torch.optim.Adam(parameters, lr=rate, weight_decay=decay, fused=True)
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay)
+        return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay, fused=True)
     return torch.optim.RMSprop(parameters, lr=rate, weight_decay=decay, momentum=0.9, alpha=0.99)
 
 
@@ -230,10 +391,3 @@ def _schedule(kind: str, share: float) -> float:
         return (share + 1e-3) / (WARM_UP_SHARE + 1e-3)
     done = (share - WARM_UP_SHARE) / (1 - WARM_UP_SHARE)
     return FINAL_RATE + (1 - FINAL_RATE) * 0.5 * (1 + math.cos(math.pi * done))
-
-
-def _add_gradient_norms(network: nn.Module, norms: dict[str, Tensor]) -> None:
-    """Add each layer's gradient norm, unclipped: vanishing and exploding gradients show here."""
-    for name, parameter in network.named_parameters():
-        if parameter.grad is not None:
-            norms[name] = norms.get(name, torch.zeros((), device=parameter.device)) + parameter.grad.norm()

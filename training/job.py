@@ -10,16 +10,51 @@ from zoneinfo import ZoneInfo
 
 import yaml
 from croniter import croniter
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from forecasting.calendar import Calendar, Sessions, parse_freq
 from forecasting.errors import CalendarError, JobError
 from forecasting.panel import BadSeries
-from forecasting.spec import BASELINE_KINDS, MODEL_NAME_PATTERN, ForecasterSpec, NetworkSpec, quantiles_for
+from forecasting.spec import (
+    BASELINE_KINDS,
+    MODEL_NAME_PATTERN,
+    CalendarFeature,
+    ColumnName,
+    CovariatesSpec,
+    EnsembleSpec,
+    ForecasterSpec,
+    Head,
+    MLPSpec,
+    NetworkSpec,
+    RecurrentSpec,
+    SegmentSpec,
+    quantiles_for,
+)
 from forecasting.transforms import Transform
 from training.sources import AnySource
 
 Level = Annotated[float, Field(gt=0, le=99.9999)]
+LossKind = Literal["quantile", "likelihood", "squared", "absolute"]
+Units = Literal["window", "series"]
+
+LOSSES: dict[Head, tuple[LossKind, ...]] = {
+    "quantile": ("quantile",),
+    "student_t": ("likelihood", "quantile"),
+    "point": ("squared", "absolute"),
+}
+"""What each head can be fitted with, its usual loss first."""
+
 GateMetric = Literal["crps", "mae", "rmse", "mase", "rmsse"]
 
 
@@ -41,10 +76,40 @@ class TargetConfig(_Section):
     transform: Transform = Field("none", description="Scale it is modelled and scored on: none, or log_return.")
 
 
+class CovariatesConfig(_Section):
+    """What the networks are told besides the values of a series; columns of the source, by name."""
+
+    past: tuple[ColumnName, ...] = Field((), description="Columns known up to the cutoff: another sensor.")
+    future: tuple[ColumnName, ...] = Field((), description="Columns known ahead too: a set point, a price list.")
+    static: tuple[ColumnName, ...] = Field(
+        (), description="Columns that name what a series is: a site; or unique_id, the series itself."
+    )
+    calendar: tuple[CalendarFeature, ...] = Field(
+        (), description="Made from the timestamps: hour, weekday, month_day, year_day, session_gap, holiday."
+    )
+    country: str | None = Field(
+        None,
+        pattern=r"^[A-Z]{2}(-[A-Z0-9]{1,3})?$",
+        description="Whose holidays `holiday` marks: an ISO code such as DE, US or US-NY.",
+    )
+
+    @model_validator(mode="after")
+    def _holidays_are_those_of_a_country(self) -> "CovariatesConfig":
+        if "holiday" in self.calendar and self.country is None:
+            raise ValueError("holiday takes a country: an ISO code such as DE, US or US-NY")
+        return self
+
+
 class TrainingConfig(_Section):
     """How networks are fitted. A candidate may override any of these under its own `training:`."""
 
-    loss: Literal["quantile"] = Field("quantile", description="Pinball loss, averaged over the quantiles.")
+    loss: LossKind | Literal["auto"] = Field(
+        "auto",
+        description="auto: what suits the head: quantile (pinball), student_t (likelihood), point (squared).",
+    )
+    units: Units = Field(
+        "window", description="Units of the loss: each window's scale, so all count alike, or its series' scale."
+    )
     optimizer: Literal["adam", "adamw", "rmsprop"] = Field("adamw", description="Optimiser.")
     learning_rate: float = Field(2e-3, gt=0, le=1, description="Peak learning rate.")
     weight_decay: float = Field(1e-4, ge=0, le=1, description="Decay of the weights (adamw: decoupled).")
@@ -65,6 +130,41 @@ class TrainingConfig(_Section):
     clip_norm: float = Field(1.0, gt=0, description="Largest norm of the gradient.")
     seed: int = Field(1, ge=0, le=2**31 - 1, description="Same seed, same machine, same weights on a CPU.")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes a GPU where there is one.")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="auto: bfloat16 in the networks on a GPU that has it, float32 on a CPU."
+    )
+    truncation: int | None = Field(
+        None,
+        ge=2,
+        le=100_000,
+        description="Recurrent networks: train on long lanes, back-propagating through this many steps and "
+        "carrying the state on. Default none: windows of input_size.",
+    )
+    lane_chunks: int = Field(8, ge=1, le=10_000, description="Chunks of `truncation` steps in one lane.")
+    warm_up: int | None = Field(
+        None, ge=0, le=100_000, description="First steps not scored; default a quarter of input_size."
+    )
+    random_offsets: bool = Field(True, description="Lanes start anywhere; false: at multiples of their length.")
+    average: float = Field(
+        0.0, ge=0, lt=1, description="Decay of an exponential average of the weights, which is kept; 0 for none."
+    )
+    members: int = Field(1, ge=1, le=100, description="Networks of different seeds, averaged in one artefact.")
+    start: Literal["scratch", "warm"] = Field(
+        "scratch", description="warm: from the weights of the champion, where it is the same network."
+    )
+
+    def loss_for(self, head: Head) -> LossKind:
+        """Return the loss in force for a head.
+
+        Raises:
+            ValueError: the head is not fitted with the loss asked for.
+        """
+        usual = LOSSES[head]
+        if self.loss == "auto":
+            return usual[0]
+        if self.loss not in usual:
+            raise ValueError(f"head {head} is fitted with {' or '.join(usual)}, not with loss {self.loss}")
+        return self.loss
 
 
 class EvaluationConfig(_Section):
@@ -122,6 +222,56 @@ class ScheduleConfig(_Section):
         return cron
 
 
+class SearchRange(_Section):
+    """Numbers a search may try; whole ones where the setting takes no others."""
+
+    low: float = Field(description="Smallest value.")
+    high: float = Field(description="Largest value.")
+    log: bool = Field(False, description="Orders of magnitude are equally likely.")
+
+    @model_validator(mode="after")
+    def _bounds_ascend(self) -> "SearchRange":
+        if self.low >= self.high:
+            raise ValueError(f"low {self.low:g} is not below high {self.high:g}")
+        if self.log and self.low <= 0:
+            raise ValueError(f"log takes a low above 0, not {self.low:g}")
+        return self
+
+
+Choice = bool | int | float | str | None
+
+
+def _kind_of_dimension(value: Any) -> str:  # noqa: ANN401  (what YAML gave, before validation)
+    return "range" if isinstance(value, Mapping | SearchRange) else "list"
+
+
+Dimension = Annotated[
+    Annotated[SearchRange, Tag("range")]
+    | Annotated[tuple[Choice, ...], Tag("list"), Field(min_length=1, max_length=100)],
+    Discriminator(_kind_of_dimension),
+]
+"""What one setting may be: a range of numbers, or a list of values."""
+
+
+class SearchConfig(_Section):
+    """What `hindcast search` tries, to find better settings for one candidate."""
+
+    candidate: str | None = Field(
+        None, description="Whose settings are searched; default the first that is trained."
+    )
+    trials: int = Field(30, ge=1, le=100_000, description="Trials to finish; a search that was stopped goes on.")
+    max_seconds: float | None = Field(
+        None, gt=0, description="No trial is begun later than this; every call has it anew. Default none."
+    )
+    seed: int = Field(1, ge=0, le=2**31 - 1, description="Same seed, same data, same trials on a CPU.")
+    space: dict[str, Dimension] | None = Field(
+        None,
+        min_length=1,
+        description="What to try, by the name of a network or training field: a list of values, or low, high "
+        "and log. Default by kind.",
+    )
+
+
 class Candidate(_Section):
     """One architecture of a job with its settings; in YAML one flat mapping."""
 
@@ -148,6 +298,7 @@ class JobConfig(_Section):
     name: str = Field(pattern=MODEL_NAME_PATTERN, description="The registered model and the MLflow experiment.")
     source: AnySource
     target: TargetConfig = TargetConfig()
+    covariates: CovariatesConfig = CovariatesConfig()
     freq: str = Field(max_length=32, description="Pandas alias (15min, h, D, W, MS) or exchange calendar (XNYS).")
     season_length: int | None = Field(None, ge=1, le=100_000, description="Steps; default the frequency's own.")
     horizon: int = Field(ge=1, le=10_000, description="Steps forecast.")
@@ -162,6 +313,7 @@ class JobConfig(_Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     gate: GateConfig = GateConfig()
     schedule: ScheduleConfig | None = None
+    search: SearchConfig | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -182,6 +334,13 @@ class JobConfig(_Section):
         _known_freq(freq)
         return freq
 
+    @field_validator("search")
+    @classmethod
+    def _search_fits(cls, search: SearchConfig | None, info: ValidationInfo) -> SearchConfig | None:
+        if search is not None and "candidates" in info.data:
+            searched_candidate(search, info.data["candidates"])
+        return search
+
     @model_validator(mode="after")
     def _parts_fit(self) -> "JobConfig":
         names = [candidate.name for candidate in self.candidates]
@@ -196,6 +355,22 @@ class JobConfig(_Section):
                 raise ValueError(f"candidates[{i}].input_size is 1; a window of one value has no scale, 2 have")
             if "device" in candidate.training:
                 raise ValueError(f"candidate {candidate.name!r} sets device; a job's candidates share its device")
+        return self
+
+    @model_validator(mode="after")
+    def _networks_fit_the_rest(self) -> "JobConfig":
+        for candidate in self.candidates:
+            network = candidate.network
+            if isinstance(network, MLPSpec | RecurrentSpec | SegmentSpec):
+                try:
+                    self.training_of(candidate).loss_for(network.head)
+                except ValueError as error:
+                    raise ValueError(f"candidate {candidate.name!r}: {error}") from error
+            by_series = isinstance(network, SegmentSpec) and network.scale == "series"
+            if by_series and "unique_id" not in self.covariates.static:
+                raise ValueError(
+                    f"candidate {candidate.name!r}: scale: series takes unique_id among the static covariates"
+                )
         return self
 
     def training_of(self, candidate: Candidate) -> TrainingConfig:
@@ -218,8 +393,15 @@ class JobConfig(_Section):
         named = self.schedule.sessions if self.schedule else None
         return named or (self.freq if isinstance(parse_freq(self.freq), Sessions) else None)
 
-    def spec_of(self, network: NetworkSpec) -> ForecasterSpec:
-        """Return the whole spec of a forecaster of this job."""
+    def network_of(self, candidate: Candidate) -> NetworkSpec:
+        """Return a candidate's network, an ensemble of it where several members are asked for."""
+        members, network = self.training_of(candidate).members, candidate.network
+        if members == 1 or not isinstance(network, MLPSpec | RecurrentSpec | SegmentSpec):
+            return network
+        return EnsembleSpec(n_members=members, member=network)
+
+    def spec_of(self, network: NetworkSpec, covariates: CovariatesSpec | None = None) -> ForecasterSpec:
+        """Return the whole spec of a forecaster of this job; baselines are told nothing but the history."""
         return ForecasterSpec(
             name=self.name,
             freq=self.freq,
@@ -228,15 +410,70 @@ class JobConfig(_Section):
             level=self.level,
             quantiles=quantiles_for(self.level),
             transform=self.target.transform,
+            covariates=covariates or CovariatesSpec(),
             network=network,
         )
+
+
+def searched_candidate(search: SearchConfig, candidates: tuple[Candidate, ...]) -> Candidate:
+    """Return the candidate a search is for.
+
+    Raises:
+        ValueError: there is none of that name that is trained, or the space does not fit it; the message names
+            the field.
+    """
+    trained = {c.name: c for c in candidates if isinstance(c.network, MLPSpec | RecurrentSpec | SegmentSpec)}
+    if not trained or search.candidate not in (None, *trained):
+        there = ", ".join(trained) or "none"
+        raise ValueError(f"candidate {search.candidate or ''!r} is none that is trained; there is {there}")
+    candidate = trained[search.candidate] if search.candidate else next(iter(trained.values()))
+    for name, dimension in (search.space or {}).items():
+        try:
+            setting_values(candidate, name, dimension)
+        except ValueError as error:
+            raise ValueError(f"space.{name}: {error}") from error
+    return candidate
+
+
+def setting_values(candidate: Candidate, name: str, dimension: Dimension) -> tuple[Choice, ...]:
+    """Return the values of a list, or the bounds of a range, as the candidate's setting takes them.
+
+    Raises:
+        ValueError: the candidate has no such setting, or it does not take one of the values.
+    """
+    network = type(candidate.network).model_fields
+    settings = {**network, **TrainingConfig.model_fields}
+    # A seed that did well was lucky, a job's candidates share one device, and all trials start from scratch.
+    searchable = [setting for setting in settings if setting not in ("seed", "device", "start")]
+    if name not in searchable:
+        raise ValueError(f"{candidate.network.kind} has no such setting to search; it has {', '.join(searchable)}")
+    taken: TypeAdapter[Choice] = TypeAdapter(
+        settings[name].rebuild_annotation(), config=ConfigDict(allow_inf_nan=False)
+    )
+    ranged = isinstance(dimension, SearchRange)
+    given = (dimension.low, dimension.high) if isinstance(dimension, SearchRange) else dimension
+    try:
+        values = tuple(taken.validate_python(value) for value in given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(f"{first['input']!r}: {first['msg']}") from error
+    if ranged and any(isinstance(value, bool) or not isinstance(value, int | float) for value in values):
+        raise ValueError("is not a number; give a list of values")
+    if len(set(map(repr, values))) < len(values):
+        raise ValueError("a value is there twice")
+    if name == "input_size" and 1 in values:
+        raise ValueError("1: a window of one value has no scale, 2 have")
+    return values
+
+
+SCALED_KINDS = ("ridge", "mlp", "rnn", "gru", "lstm", "segment_rnn", "segment_gru", "segment_lstm")
 
 
 def _spread(item: Any, returns: bool, taken: set[str]) -> Any:  # noqa: ANN401
     if not isinstance(item, dict) or "network" in item:
         return item
     network = {key: value for key, value in item.items() if key not in ("name", "training")}
-    if returns and network.get("kind") in ("ridge", "mlp", "rnn", "gru", "lstm"):
+    if returns and network.get("kind") in SCALED_KINDS:
         network.setdefault("scaling", "difference")
     name = item.get("name") or _free_name(str(network.get("kind")), taken)
     taken.add(str(name))

@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 from forecasting.forecaster import mean_weights
 
 FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+Z_95 = 1.959964
 
 
 def mae(actual_BH: FloatArray, forecast_BH: FloatArray) -> float:
@@ -79,6 +82,37 @@ def coverage(actual_BH: FloatArray, low_BH: FloatArray, high_BH: FloatArray) -> 
     """Return the share of targets inside the interval, its bounds included."""
     inside_BH = ((actual_BH >= low_BH) & (actual_BH <= high_BH)).astype(np.float64)
     return _mean(np.where(np.isnan(actual_BH), np.nan, inside_BH))
+
+
+def coverage_interval(
+    actual_BH: FloatArray, low_BH: FloatArray, high_BH: FloatArray, cutoff_B: IntArray
+) -> tuple[float, float]:
+    """Return the 95 % confidence interval of the coverage (Wilson, 1927); NaN where it cannot be told.
+
+    The forecasts made at one cutoff share its weather, and forecasts whose horizons overlap share targets, so the
+    sample is counted by how much the coverage of whole cutoffs varies (an effective size, as in cluster sampling:
+    Kish, 1965) and not by single targets.
+    """
+    inside_BH = ((actual_BH >= low_BH) & (actual_BH <= high_BH)).astype(np.float64)
+    inside_BH[np.isnan(actual_BH)] = np.nan
+    share = _mean(inside_BH)
+    cutoffs = np.unique(cutoff_B)
+    inside_K = np.array([_mean(inside_BH[cutoff_B == cutoff]) for cutoff in cutoffs])
+    if len(cutoffs) < 2 or not np.isfinite(share):
+        return float("nan"), float("nan")
+    apart = float(np.median(np.diff(cutoffs)))
+    n_clusters = max(1.0, len(cutoffs) * min(1.0, apart / actual_BH.shape[1]))
+    variance = float(np.nanvar(inside_K, ddof=1)) / n_clusters
+    n_targets = float(np.isfinite(actual_BH).sum())
+    # Where every cutoff is covered alike there is no variance to learn from: each counts once.
+    n = share * (1 - share) / variance if variance > 0 and 0 < share < 1 else n_clusters
+    return _wilson(share, min(n, n_targets))
+
+
+def _wilson(share: float, n: float) -> tuple[float, float]:
+    middle = (share + Z_95**2 / (2 * n)) / (1 + Z_95**2 / n)
+    half = Z_95 / (1 + Z_95**2 / n) * np.sqrt(share * (1 - share) / n + Z_95**2 / (4 * n**2))
+    return float(max(0.0, middle - half)), float(min(1.0, middle + half))
 
 
 def width(low_BH: FloatArray, high_BH: FloatArray) -> float:

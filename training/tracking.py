@@ -1,5 +1,7 @@
 """Tracking in MLflow: the experiment is the job, a parent run is one training, a child run one candidate.
 
+A search is a parent run too, and each of its trials a child.
+
 The training loop knows none of this; it is handed a callable. Every run has the same metric and artefact
 names, so that any two of them compare.
 """
@@ -20,7 +22,7 @@ import pandas as pd
 # This import comes before MLflow's own: it sets what MLflow reads when it is imported.
 from forecasting.mlflow_registry import ensure_experiment, open_client, translated  # isort: skip
 import mlflow.data
-from mlflow.entities import DatasetInput, InputTag, Metric, Param
+from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.tracking import MlflowClient
 
 from forecasting.errors import RegistryError
@@ -31,9 +33,11 @@ from training.figures import error_by_step_figure, forecast_figure, save_html
 from training.job import JobConfig
 
 STORE = "a run of this training"
+TAG_ERROR = "hindcast.error"
 SKILLS = ("mase", "crps", "rmsse")
 MOST_ROWS_LOGGED = 100_000
 _PARAM_LENGTH = 6000
+_TAG_LENGTH = 500
 _BATCH = 900
 
 
@@ -66,14 +70,46 @@ class Tracker:
         return run_id
 
     @contextmanager
-    def candidate(self, parent: str, name: str, params: Mapping[str, Any]) -> Iterator["CandidateRun"]:
+    def search(self, name: str, study: str, panel: Panel) -> Iterator["CandidateRun"]:
+        """Open the parent run of a search, and close it as finished, failed or killed.
+
+        A search that goes on has the run it had; what its interrupted attempt left open below it is closed.
+        """
+        run_id = self._open_search(f"search {name}", {"hindcast.search": name, "hindcast.study": study}, panel)
+        with self._closing_on_error(run_id):
+            yield CandidateRun(self._client, run_id)
+        self.end_run(run_id)
+
+    @translated(STORE)
+    def _open_search(self, title: str, tags: Mapping[str, str], panel: Panel) -> str:
+        query = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
+        known = self._client.search_runs([self._experiment_id], query, max_results=1)
+        if not known:
+            tags = {**tags, **_data_tags(panel), **_code_tags()}
+            run_id = str(self._client.create_run(self._experiment_id, run_name=title, tags=tags).info.run_id)
+            with self._closing_on_error(run_id):
+                self._log_data(run_id, panel)
+        else:
+            run_id = str(known[0].info.run_id)
+            self._close_leftovers({"mlflow.parentRunId": run_id})
+            self._client.update_run(run_id, status="RUNNING")
+            if TAG_ERROR in known[0].data.tags:
+                self._client.delete_tag(run_id, TAG_ERROR)
+        self._client.log_text(run_id, self.job_text, "job.yaml")
+        return run_id
+
+    @contextmanager
+    def candidate(
+        self, parent: str, name: str, params: Mapping[str, Any], job_text: str | None = None
+    ) -> Iterator["CandidateRun"]:
         """Open a child run, and close it as finished, failed or killed.
 
-        A run of the same name that an earlier, interrupted attempt left open is closed first.
+        A run of the same name that an earlier, interrupted attempt left open is closed first. `job_text` is the
+        job it ran, where that is not the job as it is: a trial of a search.
         """
         run_id = self._open_candidate(name, {"mlflow.parentRunId": parent, "hindcast.candidate": name})
         with self._closing_on_error(run_id):
-            self._describe_candidate(run_id, params)
+            self._describe_candidate(run_id, params, job_text or self.job_text)
             yield CandidateRun(self._client, run_id)
         self.end_run(run_id)
 
@@ -84,9 +120,9 @@ class Tracker:
         return str(run.info.run_id)
 
     @translated(STORE)
-    def _describe_candidate(self, run_id: str, params: Mapping[str, Any]) -> None:
+    def _describe_candidate(self, run_id: str, params: Mapping[str, Any], job_text: str) -> None:
         self._log_params(run_id, params)
-        self._client.log_text(run_id, self.job_text, "job.yaml")
+        self._client.log_text(run_id, job_text, "job.yaml")
 
     @translated(STORE)
     def finish_training(self, run_id: str, scores: pd.DataFrame, best: str) -> None:
@@ -139,7 +175,7 @@ class Tracker:
             killed = isinstance(error, KeyboardInterrupt | SystemExit)
             # What went wrong is the error to tell, also when MLflow cannot be told.
             with suppress(RegistryError), translated(STORE):
-                self._client.set_tag(run_id, "hindcast.error", str(error)[:500] or type(error).__name__)
+                self._client.set_tag(run_id, TAG_ERROR, str(error)[:_TAG_LENGTH] or type(error).__name__)
                 self._client.set_terminated(run_id, "KILLED" if killed else "FAILED")
             raise
 
@@ -171,6 +207,23 @@ class CandidateRun:
     def log_scores(self, block: str, scores: Mapping[str, float]) -> None:
         """Write scores as `test/crps`, `val/crps` and so on."""
         self._log({f"{block}/{name}": value for name, value in scores.items()}, 0)
+
+    @translated(STORE)
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Write tags."""
+        self._client.log_batch(self.run_id, tags=[RunTag(key, value[:_TAG_LENGTH]) for key, value in tags.items()])
+
+    @translated(STORE)
+    def log_search(self, best: str, trials: pd.DataFrame, figures: Mapping[str, Any]) -> None:
+        """Write what a search came to: the best candidate as a job has it, every trial, and the figures."""
+        self._client.log_text(self.run_id, best, "best_candidate.yaml")
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch)
+            (folder / "tables").mkdir()
+            trials.to_parquet(folder / "tables" / "trials.parquet")
+            for name, figure in figures.items():
+                save_html(figure, folder / "figures" / f"{name}.html")
+            self._client.log_artifacts(self.run_id, scratch)
 
     @translated(STORE)
     def log_test(self, test: Backtest, title: str, *, figures: bool) -> None:

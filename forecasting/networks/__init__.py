@@ -1,17 +1,21 @@
 """The networks, one family a file, and the one place where a spec becomes a network."""
 
 from forecasting.networks.base import QuantileNetwork
+from forecasting.networks.ensemble import Ensemble
 from forecasting.networks.linear import Drift, Naive, Ridge, SeasonalNaive
 from forecasting.networks.mlp import MLP
 from forecasting.networks.recurrent import Recurrent
+from forecasting.networks.segment import Segment
 from forecasting.spec import (
     DriftSpec,
+    EnsembleSpec,
     ForecasterSpec,
     MLPSpec,
     NaiveSpec,
     RecurrentSpec,
     RidgeSpec,
     SeasonalNaiveSpec,
+    SegmentSpec,
 )
 
 __all__ = ["QuantileNetwork", "build_network"]
@@ -32,3 +36,7 @@ def build_network(spec: ForecasterSpec) -> QuantileNetwork:
             return MLP(spec, network)
         case RecurrentSpec() as network:
             return Recurrent(spec, network)
+        case SegmentSpec() as network:
+            return Segment(spec, network)
+        case EnsembleSpec() as network:
+            return Ensemble(spec, network, build_network)

@@ -1,16 +1,40 @@
-"""What every network shares: a masked window in, quantiles for every step of the horizon out.
+"""What every network shares: what it sees, and quantiles for every step of the horizon out of it.
 
-B batch, L input_size, S steps a forecast is made at (1, or L for every-step networks), H horizon,
-Q quantiles, D hidden.
+B batch, L input_size, H horizon, T = L + H, S steps a forecast is made at (1, or L for every-step networks),
+Q quantiles, P parameters of an output, F future and calendar columns.
 """
 
-from statistics import NormalDist
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from forecasting.spec import ForecasterSpec
+from forecasting.networks.outputs import Output, build_output
+from forecasting.spec import ForecasterSpec, Head
+
+if TYPE_CHECKING:
+    from forecasting.networks.covariates import CovariateEncoder
+
+
+class CovariateTensors(NamedTuple):
+    """What is known besides the values; NaN where missing, code 0 for a name that is not known."""
+
+    past_BLP: Tensor
+    future_BTF: Tensor
+    """Future columns, then those of the calendar, from the window's first step to the horizon's last."""
+    static_BS: Tensor
+
+
+class Inputs(NamedTuple):
+    """Everything a network sees: values (anything where the mask is False), and what else is known."""
+
+    x_BL: Tensor
+    mask_BL: Tensor
+    covariates: CovariateTensors | None = None
+    ordinal_B: Tensor | None = None
+    """The number of the last step, counted from a fixed origin: it says where a cycle stands."""
+    whole: bool = False
+    """Nothing is missing in the values, which need not be looked for."""
 
 
 class ScaledForecast(NamedTuple):
@@ -21,8 +45,16 @@ class ScaledForecast(NamedTuple):
     scale_BS: Tensor
 
 
+class RawForecast(NamedTuple):
+    """The parameters of an output without units; see `forecasting.networks.outputs`."""
+
+    parameters_BSHP: Tensor
+    anchor_BS: Tensor
+    scale_BS: Tensor
+
+
 class QuantileNetwork(nn.Module):
-    """Map `(B, L)` values and a mask to `(B, H, Q)` quantiles in the same units."""
+    """Map what is known of a series to `(B, H, Q)` quantiles in the units of its values."""
 
     offsets_HQ: Tensor
 
@@ -30,63 +62,41 @@ class QuantileNetwork(nn.Module):
         super().__init__()
         self.horizon = spec.horizon
         self.n_quantiles = len(spec.quantiles)
-        # What calibration adds in scaled units: the residual quantiles of a baseline, the conformal
-        # correction of a network.
+        # What calibration adds in scaled units: the residual quantiles of a point forecast, the conformal
+        # correction of quantiles.
         self.register_buffer("offsets_HQ", torch.zeros(spec.horizon, self.n_quantiles))
 
-    def scaled_forecast(self, x_BL: Tensor, mask_BL: Tensor) -> ScaledForecast:
+    def scaled_forecast(self, inputs: Inputs) -> ScaledForecast:
         """Return the uncalibrated forecast after the last step (S is 1)."""
         raise NotImplementedError
 
-    def forward(self, x_BL: Tensor, mask_BL: Tensor) -> Tensor:
+    def forward(self, inputs: Inputs) -> Tensor:
         """Return calibrated quantiles, ascending along the last axis."""
-        values_BSHQ, anchor_BS, scale_BS = self.scaled_forecast(x_BL, mask_BL)
+        values_BSHQ, anchor_BS, scale_BS = self.scaled_forecast(inputs)
         values_BHQ = (values_BSHQ[:, -1] + self.offsets_HQ).cummax(dim=-1).values
         return anchor_BS[:, -1, None, None] + scale_BS[:, -1, None, None] * values_BHQ
 
 
-class QuantileHead(nn.Module):
-    """Decode a hidden vector to quantiles that cannot cross.
+class TrainedNetwork(QuantileNetwork):
+    """A network fitted by gradient descent: it says the parameters of an output, which the loss reads."""
 
-    One unit is the middle quantile; the others are positive gaps (softplus) summed outwards from it, as in
-    the incremental quantile functions of Park et al., 2022 (arXiv:2111.06581). It starts as a normal
-    distribution about zero that widens with the square root of the step: the forecast of a random walk.
-    """
+    encoder: "CovariateEncoder | None"
+    """How covariates enter, where the network takes any."""
 
-    outwards_QQ: Tensor
+    def __init__(self, spec: ForecasterSpec, head: Head) -> None:
+        super().__init__(spec)
+        self.head_kind: Head = head
+        self.output: Output = build_output(head, spec.quantiles)
 
-    def __init__(self, hidden_size: int, horizon: int, quantiles: tuple[float, ...]) -> None:
-        super().__init__()
-        self.horizon, self.n_quantiles = horizon, len(quantiles)
-        self.middle = min(range(len(quantiles)), key=lambda i: abs(quantiles[i] - 0.5))
-        self.linear = nn.Linear(hidden_size, horizon * len(quantiles))
-        self.register_buffer("outwards_QQ", self._outwards(), persistent=False)
-        self._start_as_random_walk(quantiles)
+    @property
+    def trained_horizon(self) -> int:
+        """Return the steps a raw forecast has; one where the others follow by feeding back."""
+        return self.horizon
 
-    def _outwards(self) -> Tensor:
-        """Return the matrix that sums gaps outwards: row = gap, column = quantile, -1 below the middle."""
-        matrix_QQ = torch.zeros(self.n_quantiles, self.n_quantiles)
-        for gap in range(self.n_quantiles):
-            if gap < self.middle:
-                matrix_QQ[gap, : gap + 1] = -1.0
-            elif gap > self.middle:
-                matrix_QQ[gap, gap:] = 1.0
-        return matrix_QQ
+    def raw_forecast(self, inputs: Inputs) -> RawForecast:
+        """Return the parameters of the forecast after the last step (S is 1)."""
+        raise NotImplementedError
 
-    def _start_as_random_walk(self, quantiles: tuple[float, ...]) -> None:
-        normal_Q = torch.tensor([NormalDist().inv_cdf(q) for q in quantiles])
-        width_H1 = torch.arange(1, self.horizon + 1).sqrt()[:, None]
-        gap_Q = torch.zeros_like(normal_Q)
-        gap_Q[: self.middle] = normal_Q[1 : self.middle + 1] - normal_Q[: self.middle]
-        gap_Q[self.middle + 1 :] = normal_Q[self.middle + 1 :] - normal_Q[self.middle : -1]
-        bias_HQ = torch.log(torch.expm1((gap_Q * width_H1).clamp_min(1e-3)))
-        bias_HQ[:, self.middle] = 0.0
-        with torch.no_grad():
-            self.linear.weight.mul_(0.1)
-            self.linear.bias.copy_(bias_HQ.flatten())
-
-    def forward(self, hidden_BSD: Tensor) -> Tensor:
-        """Return `(B, S, H, Q)` quantiles, ascending."""
-        raw_BSHQ: Tensor = self.linear(hidden_BSD).unflatten(-1, (self.horizon, self.n_quantiles))
-        gaps_BSHQ = nn.functional.softplus(raw_BSHQ)
-        return raw_BSHQ[..., self.middle, None] + gaps_BSHQ @ self.outwards_QQ
+    def scaled_forecast(self, inputs: Inputs) -> ScaledForecast:
+        raw = self.raw_forecast(inputs)
+        return ScaledForecast(self.output.quantiles(raw.parameters_BSHP), raw.anchor_BS, raw.scale_BS)

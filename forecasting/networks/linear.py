@@ -6,8 +6,8 @@ B batch, L input_size, H horizon. Their intervals are the residual quantiles tha
 import torch
 from torch import Tensor, nn
 
-from forecasting.networks.base import QuantileNetwork, ScaledForecast
-from forecasting.scaling import Scaling, fill_forward, scale_window
+from forecasting.networks.base import Inputs, QuantileNetwork, ScaledForecast
+from forecasting.scaling import ScaledWindow, Scaling, fill_forward, scale_window
 from forecasting.spec import DriftSpec, ForecasterSpec, NaiveSpec, RidgeSpec, SeasonalNaiveSpec
 
 
@@ -18,11 +18,11 @@ class PointNetwork(QuantileNetwork):
         """Return `(B, H)` in the units of the input."""
         raise NotImplementedError
 
-    def scaled_forecast(self, x_BL: Tensor, mask_BL: Tensor) -> ScaledForecast:
-        scaled = scale_window(x_BL, mask_BL, "difference")
-        point_BH = (self.point_forecast(x_BL, mask_BL) - scaled.anchor_BS) / scaled.scale_BS
+    def scaled_forecast(self, inputs: Inputs) -> ScaledForecast:
+        scaled = scale_window(inputs.x_BL, inputs.mask_BL, "difference")
+        point_BH = (self.point_forecast(inputs.x_BL, inputs.mask_BL) - scaled.anchor_B1) / scaled.scale_B1
         values_BSHQ = point_BH[:, None, :, None].expand(-1, 1, -1, self.n_quantiles)
-        return ScaledForecast(values_BSHQ, scaled.anchor_BS, scaled.scale_BS)
+        return ScaledForecast(values_BSHQ, scaled.anchor_B1, scaled.scale_B1)
 
 
 class Naive(PointNetwork):
@@ -82,13 +82,12 @@ class Ridge(QuantileNetwork):
         self.scaling: Scaling = network.scaling
         self.linear = nn.Linear(network.input_size, spec.horizon)
 
-    def inputs(self, x_BL: Tensor, mask_BL: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the inputs of the linear map `(B, L)`, anchor and scale: what the solver sees."""
-        scaled = scale_window(x_BL, mask_BL, self.scaling)
-        inputs_BL = scaled.differences_BL if self.scaling == "difference" else scaled.levels_BL
-        return inputs_BL, scaled.anchor_BS, scaled.scale_BS
+    def scale(self, inputs: Inputs) -> ScaledWindow:
+        """Return the window as the map sees it."""
+        return scale_window(inputs.x_BL, inputs.mask_BL, self.scaling, whole=inputs.whole)
 
-    def scaled_forecast(self, x_BL: Tensor, mask_BL: Tensor) -> ScaledForecast:
-        inputs_BL, anchor_BS, scale_BS = self.inputs(x_BL, mask_BL)
-        values_BSHQ = self.linear(inputs_BL)[:, None, :, None].expand(-1, 1, -1, self.n_quantiles)
-        return ScaledForecast(values_BSHQ, anchor_BS, scale_BS)
+    def scaled_forecast(self, inputs: Inputs) -> ScaledForecast:
+        scaled = self.scale(inputs)
+        point_BH = self.linear(scaled.values_BL)
+        values_BSHQ = point_BH[:, None, :, None].expand(-1, 1, -1, self.n_quantiles)
+        return ScaledForecast(values_BSHQ, scaled.anchor_B1, scaled.scale_B1)

@@ -2,11 +2,12 @@
 
 from fastapi import APIRouter
 
+from forecasting.spec import CovariatesSpec, EnsembleSpec, MLPSpec, NetworkSpec, RecurrentSpec, SegmentSpec
 from service.model_slot import ModelSlot
 from service.openapi import problem_responses
 from service.problems import UNKNOWN_MODEL
 from service.runtime import Runtime, RuntimeOf
-from service.schemas import ModelInfo, ModelList
+from service.schemas import ModelCovariates, ModelInfo, ModelList
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
 
@@ -34,6 +35,7 @@ def _describe(slot: ModelSlot, runtime: Runtime) -> ModelInfo:
         digest=current and current.digest,
         loaded_at=current and current.loaded_at,
         kind=spec and spec.network.kind,
+        head=spec and _head_of(spec.network),
         freq=spec and spec.freq,
         season_length=spec and spec.season_length,
         input_size=spec and spec.input_size,
@@ -41,7 +43,24 @@ def _describe(slot: ModelSlot, runtime: Runtime) -> ModelInfo:
         level=spec and list(spec.level),
         max_level=spec and _widest(spec.quantiles),
         transform=spec and spec.transform,
+        covariates=spec and _describe_covariates(spec.covariates),
         failure=slot.failure,
+    )
+
+
+def _head_of(network: NetworkSpec) -> str | None:
+    if isinstance(network, EnsembleSpec):
+        return network.member.head
+    return network.head if isinstance(network, MLPSpec | RecurrentSpec | SegmentSpec) else None
+
+
+def _describe_covariates(covariates: CovariatesSpec) -> ModelCovariates:
+    return ModelCovariates(
+        past=list(covariates.past),
+        future=list(covariates.future),
+        static={static.name: len(static.categories) for static in covariates.static},
+        calendar=list(covariates.calendar),
+        country=covariates.country,
     )
 
 

@@ -57,6 +57,38 @@ def test_timestamps_strictly_ascend_and_share_one_grid(freq: str, near: pd.Times
     assert np.unique(calendar.phases(ds)).size == 1
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(FIXED + UNEVEN + EXCHANGES), moments, st.integers(3, 60))
+def test_consecutive_steps_have_consecutive_ordinals_and_know_the_step_before(
+    freq: str, near: pd.Timestamp, periods: int
+) -> None:
+    calendar = parse_freq(freq)
+    ds = calendar.range(_first_on_grid(calendar, pd.Timestamp(near)), periods)
+
+    ordinals = calendar.ordinals(ds)
+    assert np.diff(ordinals).tolist() == [1] * (periods - 1)
+    assert calendar.ordinals(ds[[2, 0]]).tolist() == ordinals[[2, 0]].tolist()  # the same in every panel
+    assert calendar.previous(ds[1:]).equals(ds[:-1])
+    assert calendar.previous(ds[[2, 1]]).equals(ds[[1, 0]])
+
+
+@pytest.mark.parametrize(
+    ("freq", "ds", "ordinals"),
+    [
+        ("h", ["1969-12-31T23:00", "1970-01-01T00:00", "1970-01-02T00:30"], [-1, 0, 24]),
+        ("MS", ["1899-12-01", "1969-12-01", "1970-01-01", "2070-01-01"], [-841, -1, 0, 1200]),
+        ("2MS", ["1969-11-01", "1969-12-01", "1970-01-01", "1970-02-01", "1970-03-01"], [-1, -1, 0, 0, 1]),
+        ("B", ["1969-12-31", "1970-01-01", "1970-01-05"], [-1, 0, 2]),
+        ("XNYS", ["1970-01-02", "1970-01-05"], [0, 1]),
+        ("W-SAT", ["2024-06-30"], [OFF_GRID]),
+        ("MS", ["2024-06-30"], [OFF_GRID]),
+        ("XNYS", ["2024-12-25"], [OFF_GRID]),
+    ],
+)
+def test_a_step_has_one_number_for_ever(freq: str, ds: list[str], ordinals: list[int]) -> None:
+    assert parse_freq(freq).ordinals(_stamps(*ds)).tolist() == ordinals
+
+
 @settings(max_examples=40, deadline=None)
 @given(moments, st.integers(1, 300))
 def test_a_forecast_of_sessions_skips_weekends_and_never_repeats(near: pd.Timestamp, periods: int) -> None:

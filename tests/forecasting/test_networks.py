@@ -5,15 +5,18 @@ import pytest
 import torch
 
 from forecasting.networks import build_network
+from forecasting.networks.base import Inputs
 from forecasting.networks.recurrent import Recurrent
 from forecasting.spec import (
     DriftSpec,
+    EnsembleSpec,
     MLPSpec,
     NaiveSpec,
     NetworkSpec,
     RecurrentSpec,
     RidgeSpec,
     SeasonalNaiveSpec,
+    SegmentSpec,
 )
 from tests.conftest import make_forecaster, make_spec
 
@@ -29,6 +32,14 @@ EVERY_KIND: list[NetworkSpec] = [
     RecurrentSpec(kind="rnn", input_size=20),
     RecurrentSpec(kind="gru", input_size=20, layers=2, scaling="mean"),
     RecurrentSpec(kind="lstm", input_size=200, layers=2, dropout=0.1, scaling="difference"),
+    MLPSpec(input_size=21, head="student_t"),
+    MLPSpec(input_size=22, head="point"),
+    RecurrentSpec(kind="lstm", input_size=23, head="student_t"),
+    RecurrentSpec(kind="gru", input_size=24, decoding="autoregressive"),
+    SegmentSpec(kind="segment_lstm", input_size=25, segment_size=4),
+    SegmentSpec(kind="segment_gru", input_size=26, segment_size=2, scaling="mean", linear="none"),
+    SegmentSpec(kind="segment_rnn", input_size=27, segment_size=9, scaling="difference", head="student_t"),
+    EnsembleSpec(n_members=3, member=RecurrentSpec(kind="lstm", input_size=28)),
 ]
 
 
@@ -67,7 +78,16 @@ def test_a_missing_value_has_no_value(network: NetworkSpec) -> None:
     mask_BL = torch.ones_like(x_BL, dtype=torch.bool)
     mask_BL[:, 1:-1:2] = False
     other_BL = torch.where(mask_BL, x_BL, 1e6)
-    assert torch.equal(built(x_BL, mask_BL), built(other_BL, mask_BL))
+    assert torch.equal(built(Inputs(x_BL, mask_BL)), built(Inputs(other_BL, mask_BL)))
+
+
+@pytest.mark.parametrize("network", EVERY_KIND, ids=lambda n: f"{n.kind}-{n.input_size}")
+def test_windows_known_to_be_whole_are_forecast_as_those_looked_at(network: NetworkSpec) -> None:
+    torch.manual_seed(0)
+    built = build_network(make_spec(network)).eval()
+    x_BL = torch.randn(4, network.input_size).cumsum(dim=1)
+    looked_at = Inputs(x_BL, torch.ones_like(x_BL, dtype=torch.bool))
+    torch.testing.assert_close(built(looked_at._replace(whole=True)), built(looked_at), rtol=1e-4, atol=1e-5)
 
 
 def test_baselines_forecast_what_their_names_say() -> None:
@@ -92,11 +112,13 @@ def test_the_full_pass_equals_the_step_by_step_pass(kind: str) -> None:
     x_BL = torch.randn(3, 150).cumsum(dim=1)
     mask_BL = torch.rand(3, 150) > 0.1
     with torch.no_grad():
-        whole, _ = network.forecast_every_step(x_BL, mask_BL)
+        whole, _ = network.forecast_every_step(Inputs(x_BL, mask_BL))
         state = None
         for t in range(150):
-            step, state = network.forecast_every_step(x_BL[:, t : t + 1], mask_BL[:, t : t + 1], state)
-            torch.testing.assert_close(step.values_BSHQ[:, 0], whole.values_BSHQ[:, t], rtol=1e-4, atol=1e-4)
+            step, state = network.forecast_every_step(Inputs(x_BL[:, t : t + 1], mask_BL[:, t : t + 1]), state)
+            torch.testing.assert_close(
+                step.parameters_BSHP[:, 0], whole.parameters_BSHP[:, t], rtol=1e-4, atol=1e-4
+            )
             torch.testing.assert_close(step.scale_BS[:, 0], whole.scale_BS[:, t], rtol=1e-4, atol=1e-5)
 
 
@@ -108,8 +130,8 @@ def test_a_forecast_at_a_step_is_blind_to_later_steps(kind: str) -> None:
     x_BL, mask_BL = torch.randn(2, 60).cumsum(dim=1), torch.ones(2, 60, dtype=torch.bool)
     poisoned_BL = x_BL.clone()
     poisoned_BL[:, 30:] = 1e9
-    before = network.forecast_every_step(x_BL, mask_BL)[0].values_BSHQ[:, :30]
-    after = network.forecast_every_step(poisoned_BL, mask_BL)[0].values_BSHQ[:, :30]
+    before = network.forecast_every_step(Inputs(x_BL, mask_BL))[0].parameters_BSHP[:, :30]
+    after = network.forecast_every_step(Inputs(poisoned_BL, mask_BL))[0].parameters_BSHP[:, :30]
     assert torch.equal(before, after)
 
 

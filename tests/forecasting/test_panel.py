@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from forecasting import panel as panel_module
 from forecasting.calendar import parse_freq
 from forecasting.errors import CalendarError, InputError, PanelError
-from forecasting.panel import Panel, build_panel, load_panel, save_panel
+from forecasting.panel import Columns, Panel, build_panel, load_panel, save_panel
+from forecasting.spec import CovariatesSpec, StaticSpec
 
 DAYS = ["2024-01-01", "2024-01-02", "2024-01-03"]
 NAN = float("nan")
@@ -376,6 +377,185 @@ def test_a_dropped_series_leaves_no_trace_on_the_grid() -> None:
     assert build_panel(frame, "D", bad_series="drop").n_steps == 3
 
 
+# Covariates
+
+COLUMNS = Columns(past=("ambient",), future=("setpoint",), static=("unique_id", "site"))
+FIVE_DAYS = [*DAYS, "2024-01-04", "2024-01-05"]
+
+
+def _told(unique_id: str = "pump-7", **columns: object) -> pd.DataFrame:
+    """Return three observed days and two days ahead, of which the set point is known."""
+    usual = {"y": [1, 2, 3, NAN, NAN], "ambient": [10, 20, 30, NAN, NAN], "setpoint": [5, 5, 6, 6, 7], "site": "A"}
+    return pd.DataFrame({"unique_id": unique_id, "ds": FIVE_DAYS} | usual | columns)
+
+
+def test_covariates_are_laid_out_beside_the_values() -> None:
+    frame = _rows(_told("b", site="B"), _told("a", setpoint=[5, NAN, 6, 6, NAN]).sample(frac=1, random_state=1))
+    panel = build_panel(frame, "D", columns=COLUMNS)
+
+    assert panel.y_NT.tolist() == [[1, 2, 3], [1, 2, 3]]
+    assert panel.past_NTP[..., 0].tolist() == [[10, 20, 30], [10, 20, 30]]
+    np.testing.assert_array_equal(panel.future_NUF[..., 0], [[5, NAN, 6, 6, NAN], [5, 5, 6, 6, 7]])
+    assert panel.static == {"unique_id": ("a", "b"), "site": ("A", "B")}
+    assert panel.describe().endswith("0 missing; past ambient; future setpoint; static unique_id, site")
+
+
+def test_a_panel_without_covariates_has_none() -> None:
+    panel = build_panel(_told(), "D")
+    assert (panel.past_NTP.shape, panel.future_NUF.shape) == ((1, 3, 0), (1, 3, 0))
+    assert (panel.static, bool(panel.columns)) == ({}, False)
+    assert panel.digest() == build_panel(_told()[["unique_id", "ds", "y"]].dropna(), "D").digest()
+
+
+def test_the_digest_of_a_panel_without_covariates_is_what_it_was_before_there_were_any() -> None:
+    known = "1806c93b8ee34c0326dfd033420b31658df64f3a37144185fe2e52670a7fce09"
+    assert build_panel(_series(DAYS, [1, NAN, 3]), "D").digest() == known
+
+
+def test_future_columns_are_cut_where_the_values_begin_and_go_on_where_they_end() -> None:
+    panel = build_panel(_told(y=[NAN, 2, 3, NAN, NAN]), "D", columns=COLUMNS)
+    assert panel.ds[0] == pd.Timestamp("2024-01-02")
+    assert panel.past_NTP[0, :, 0].tolist() == [20, 30]
+    assert panel.future_NUF[0, :, 0].tolist() == [5, 6, 6, 7]
+
+
+def test_nothing_known_ahead_ends_the_future_columns_with_the_values() -> None:
+    panel = build_panel(_told(setpoint=[5, 5, NAN, NAN, NAN]), "D", columns=COLUMNS)
+    np.testing.assert_array_equal(panel.future_NUF[0, :, 0], [5, 5, NAN])
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "what"),
+    [
+        ("ambient", [1, "warm", 3, 4, 5], "holds 'warm' in ambient at 2024-01-02, which is not a number"),
+        ("setpoint", [1, 2, 3, 4, np.inf], "holds inf in setpoint at 2024-01-05, which is not finite"),
+    ],
+)
+def test_a_covariate_that_is_no_finite_number_is_refused(column: str, values: list[object], what: str) -> None:
+    frame = _rows(_told("good"), _told("bad", **{column: values}))
+    with pytest.raises(PanelError) as refused:
+        build_panel(frame, "D", columns=COLUMNS)
+    assert refused.value.problems == {"bad": f"series 'bad' {what}"}
+    panel = build_panel(frame, "D", bad_series="drop", columns=COLUMNS)
+    assert (panel.unique_ids, panel.past_NTP.shape, panel.future_NUF.shape) == (("good",), (1, 3, 1), (1, 5, 1))
+    assert panel.static == {"unique_id": ("good",), "site": ("A",)}
+
+
+def test_two_different_covariates_at_one_time_are_refused_and_equal_ones_are_one() -> None:
+    again = _told(ambient=[NAN, 20, NAN, NAN, NAN])
+    assert build_panel(_rows(_told(), again), "D", columns=COLUMNS).past_NTP[0, :, 0].tolist() == [10, 20, 30]
+    other = _told(setpoint=[5, 5, 9, 6, 7])
+    with pytest.raises(PanelError, match="'pump-7' has two different values in setpoint at 2024-01-03"):
+        build_panel(_rows(_told(), other), "D", columns=COLUMNS)
+
+
+def test_two_names_of_one_series_are_refused() -> None:
+    frame = _rows(_told("good"), _told("bad", site=["A", "", "A", "B", None]))
+    with pytest.raises(PanelError) as refused:
+        build_panel(frame, "D", columns=COLUMNS)
+    assert refused.value.problems == {"bad": "series 'bad' has two names in site: 'A' and 'B'"}
+
+
+@pytest.mark.parametrize(
+    ("labels", "name"),
+    [
+        (["A", None, "", NAN, "A"], "A"),
+        ([NAN, NAN, 7.0, 7.0, NAN], "7"),
+        ([7, "7", 7.0, None, 7], "7"),
+        ([None] * 5, ""),
+        ([" "] * 5, ""),
+        (pd.Categorical([None, "A", "A", "A", "A"], categories=["B", "A"]), "A"),
+        ("007", "007"),
+    ],
+)
+def test_a_series_has_the_name_that_any_of_its_rows_holds(labels: object, name: str) -> None:
+    assert build_panel(_told(site=labels), "D", columns=COLUMNS).static["site"] == (name,)
+
+
+def test_an_absent_covariate_is_refused_with_the_columns_that_are_there() -> None:
+    with pytest.raises(InputError, match="no column ambient; it has unique_id, ds, y, setpoint, site"):
+        build_panel(_told().drop(columns="ambient"), "D", columns=COLUMNS)
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [Columns(past=("y",)), Columns(future=("ds",)), Columns(past=("unique_id",)), Columns(("a",), ("a",))],
+)
+def test_a_column_cannot_be_two_things(columns: Columns) -> None:
+    with pytest.raises(InputError, match="is one thing only"):
+        build_panel(_told(a=1), "D", columns=columns)
+
+
+def test_the_panel_before_a_step_keeps_what_is_known_ahead() -> None:
+    panel = build_panel(_told(), "D", columns=COLUMNS).before(2)
+    assert panel.past_NTP[0, :, 0].tolist() == [10, 20]
+    assert panel.future_NUF[0, :, 0].tolist() == [5, 5, 6, 6, 7]
+    assert panel.static["site"] == ("A",)
+
+
+SPEC = CovariatesSpec(
+    past=("ambient", "unknown"),
+    future=("setpoint",),
+    static=tuple(StaticSpec(name=name, categories=("A",)) for name in ("site", "unique_id", "kind")),
+)
+
+
+def test_a_forecaster_is_told_of_past_columns_nothing_after_the_cutoff() -> None:
+    panel = build_panel(_rows(_told("a"), _told("b", site="B")), "D", columns=COLUMNS)
+    told = panel.covariates_at(np.array([1, 0]), np.array([1, 2]), SPEC, input_size=3, horizon=3)
+
+    assert told.cutoff_B.equals(panel.ds[[1, 2]])
+    assert told.past_BLP is not None
+    np.testing.assert_array_equal(told.past_BLP[..., 0], [[NAN, 10, 20], [10, 20, 30]])
+    assert np.isnan(told.past_BLP[..., 1]).all()
+    assert told.future_BTF is not None
+    np.testing.assert_array_equal(told.future_BTF[..., 0], [[NAN, 5, 5, 6, 6, 7], [5, 5, 6, 6, 7, NAN]])
+    assert told.static == {"site": ("B", "A"), "unique_id": ("b", "a"), "kind": ("", "")}
+
+
+def test_changing_a_past_column_after_the_cutoff_changes_nothing_told() -> None:
+    told = [
+        build_panel(_told(ambient=[10, 20, later, NAN, NAN]), "D", columns=COLUMNS).covariates_at(
+            np.array([0]), np.array([1]), SPEC, input_size=2, horizon=2
+        )
+        for later in (30, -999)
+    ]
+    np.testing.assert_array_equal(told[0].past_BLP, told[1].past_BLP)  # type: ignore[arg-type]
+
+
+def test_a_forecaster_that_needs_no_columns_is_told_only_the_time() -> None:
+    told = build_panel(_told(), "D").covariates_at(
+        np.array([0]), np.array([2]), CovariatesSpec(calendar=("weekday",)), input_size=2, horizon=1
+    )
+    assert (told.past_BLP, told.future_BTF, told.static) == (None, None, {})
+    assert told.cutoff_B[0] == pd.Timestamp("2024-01-03")
+
+
+def test_a_panel_with_covariates_comes_back_from_its_rows_and_from_disk(tmp_path: Path) -> None:
+    late = _told("late", y=[NAN, NAN, 3, 4, NAN], ambient=[10, NAN, NAN, NAN, 50], setpoint=[1, NAN, NAN, NAN, 2])
+    panel = build_panel(_rows(_told(), late), "D", columns=COLUMNS)
+    save_panel(panel, tmp_path / "panel.saved")
+    loaded = load_panel(tmp_path / "panel.saved")
+
+    assert build_panel(panel.to_frame(), "D", columns=COLUMNS).digest() == panel.digest() == loaded.digest()
+    assert (loaded.columns, loaded.static) == (panel.columns, panel.static)
+    assert loaded.future_NUF.tobytes() == panel.future_NUF.tobytes()
+
+
+def test_a_digest_changes_with_every_covariate() -> None:
+    frames = [
+        _told(),
+        _told(ambient=[10, 20, 31, NAN, NAN]),
+        _told(setpoint=[5, 5, 6, 6, 8]),
+        _told(setpoint=[5, 5, 6, 6, NAN]),
+        _told(site="B"),
+    ]
+    digests = {build_panel(frame, "D", columns=COLUMNS).digest() for frame in frames}
+    digests.add(build_panel(_told(), "D").digest())
+    digests.add(build_panel(_told(), "D", columns=Columns(past=("setpoint",), future=("ambient",))).digest())
+    assert len(digests) == 7
+
+
 # Round trips
 
 
@@ -458,6 +638,8 @@ RULES = {
     "nothing observed": test_a_series_with_nothing_observed_is_refused,
     "constant series": test_a_constant_series_is_kept_and_marked,
     "too short": test_series_that_are_too_short_are_each_named_with_the_need,
+    "covariates": test_future_columns_are_cut_where_the_values_begin_and_go_on_where_they_end,
+    "statics": test_two_names_of_one_series_are_refused,
 }
 
 

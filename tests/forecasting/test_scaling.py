@@ -18,13 +18,13 @@ def windows(seed: int, length: int = 40) -> tuple[torch.Tensor, torch.Tensor]:
     return x_BL, mask_BL
 
 
-@pytest.mark.parametrize("scaling", SCALINGS)
+@pytest.mark.parametrize("scaling", ["mean", "last"])
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 10_000))
 def test_anchor_and_scale_give_the_levels_back(scaling: Scaling, seed: int) -> None:
     x_BL, mask_BL = windows(seed)
     scaled = scale_window(x_BL, mask_BL, scaling)
-    restored_BL = scaled.anchor_BS + scaled.scale_BS * scaled.levels_BL
+    restored_BL = scaled.anchor_B1 + scaled.scale_B1 * scaled.values_BL
     torch.testing.assert_close(restored_BL[mask_BL], x_BL[mask_BL])
 
 
@@ -33,16 +33,27 @@ def test_anchor_and_scale_give_the_levels_back(scaling: Scaling, seed: int) -> N
 @given(seed=st.integers(0, 10_000), factor=st.floats(0.01, 100), shift=st.floats(-1000, 1000))
 def test_inputs_do_not_change_with_the_unit(scaling: Scaling, seed: int, factor: float, shift: float) -> None:
     x_BL, mask_BL = windows(seed)
-    for scale in (
-        lambda x: scale_window(x, mask_BL, scaling),
-        lambda x: scale_running(x, mask_BL, scaling, 10)[0],
+    other_BL = factor * x_BL + shift
+    was, now = (scale_window(x, mask_BL, scaling) for x in (x_BL, other_BL))
+    moving_BL = (was.scale_B1 > 1e-9).expand_as(mask_BL) & mask_BL
+    torch.testing.assert_close(now.values_BL[moving_BL], was.values_BL[moving_BL], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(now.scale_B1, factor * was.scale_B1, rtol=1e-6, atol=1e-9)
+    before, after = (scale_running(x, mask_BL, scaling, 10)[0] for x in (x_BL, other_BL))
+    moving_BL = (before.scale_BL > 1e-9) & mask_BL
+    for name in ("levels_BL", "differences_BL"):
+        one, other = getattr(before, name)[moving_BL], getattr(after, name)[moving_BL]
+        torch.testing.assert_close(other, one, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(after.scale_BL[:, -1], factor * before.scale_BL[:, -1], rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("scaling", SCALINGS)
+def test_a_window_known_to_be_whole_is_scaled_as_one_that_was_looked_at(scaling: Scaling) -> None:
+    x_BL, _ = windows(3)
+    mask_BL = torch.ones_like(x_BL, dtype=torch.bool)
+    for one, other in zip(
+        scale_window(x_BL, mask_BL, scaling, whole=True), scale_window(x_BL, mask_BL, scaling), strict=True
     ):
-        before, after = scale(x_BL), scale(factor * x_BL + shift)
-        moving_BL = (before.scale_BS > 1e-9).expand_as(mask_BL) & mask_BL
-        for name in ("levels_BL", "differences_BL"):
-            was, now = getattr(before, name)[moving_BL], getattr(after, name)[moving_BL]
-            torch.testing.assert_close(now, was, rtol=1e-5, atol=1e-6)
-        torch.testing.assert_close(after.scale_BS[:, -1], factor * before.scale_BS[:, -1], rtol=1e-6, atol=1e-9)
+        torch.testing.assert_close(one, other)
 
 
 @pytest.mark.parametrize("scaling", SCALINGS)
@@ -71,7 +82,7 @@ def test_running_mean_is_the_hand_computed_one() -> None:
     scaled, _ = scale_running(x_BL, torch.ones_like(x_BL, dtype=torch.bool), "mean", span=3)
     # span 3 halves the weight each step: (3 + 1/2) / (1 + 1/2), (2 + 3/2 + 1/4) / (1 + 1/2 + 1/4)
     expected = torch.tensor([[1.0, 3.5 / 1.5, 3.75 / 1.75]], dtype=torch.float64)
-    torch.testing.assert_close(scaled.anchor_BS, expected)
+    torch.testing.assert_close(scaled.anchor_BL, expected)
 
 
 def test_missing_values_are_filled_from_the_past_only() -> None:

@@ -1,6 +1,7 @@
 """What was backtested is what is served: the REST answer, the backtest row and MLflow's own answer agree."""
 
 from pathlib import Path
+from typing import Any
 
 import mlflow.pyfunc
 import numpy as np
@@ -41,8 +42,25 @@ training: {max_epochs: 1, steps_per_epoch: 20}
 evaluation: {n_windows: 12, step_size: 150}
 """
 
+COVARIATES = """
+name: sensors
+source: {kind: simulate, n_sensors: 3, n_steps: 400, freq: h, seed: 7, covariates: true}
+freq: h
+horizon: 6
+covariates:
+  past: [ambient]
+  future: [setpoint]
+  static: [unique_id, site]
+  calendar: [hour, holiday]
+  country: DE
+candidates:
+  - {kind: lstm, input_size: 24, hidden_size: 8}
+training: {max_epochs: 1, steps_per_epoch: 20}
+evaluation: {n_windows: 4}
+"""
 
-@pytest.fixture(params=[STOCKS, SENSOR], ids=["sessions", "weeks-with-gaps"])
+
+@pytest.fixture(params=[STOCKS, SENSOR, COVARIATES], ids=["sessions", "weeks-with-gaps", "covariates"])
 def run(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """A job that has been trained; its best candidate is the champion whatever the gate says."""
     monkeypatch.setenv("HINDCAST_HOME", str(tmp_path / "home"))
@@ -62,6 +80,48 @@ def history(test: Backtest, b: int) -> tuple[pd.DatetimeIndex, np.ndarray]:
     return test.panel.ds[past], test.panel.y_NT[test.series_B[b], past]
 
 
+def told(test: Backtest, b: int) -> dict[str, dict[str, Any]]:
+    """Return what else a client would have known, the steps ahead included where they are known."""
+    panel, n = test.panel, test.series_B[b]
+    first, cutoff = test.cutoff_B[b] + 1 - test.spec.input_size, test.cutoff_B[b]
+    past_LP, future_TF = (
+        panel.past_NTP[n, first : cutoff + 1],
+        panel.future_NUF[n, first : cutoff + 1 + test.spec.horizon],
+    )
+    return {
+        "past": {name: nulls(past_LP[:, p]) for p, name in enumerate(panel.columns.past)},
+        "future": {name: nulls(future_TF[:, f]) for f, name in enumerate(panel.columns.future)},
+        "static": {name: labels[n] for name, labels in panel.static.items() if name != "unique_id"},
+    }
+
+
+def nulls(values: np.ndarray) -> list[float | None]:
+    return [None if np.isnan(value) else float(value) for value in values]
+
+
+def frame_of(test: Backtest, b: int) -> pd.DataFrame:
+    """Return the same as rows: those of the steps ahead have no value, and no past column."""
+    ds, y = history(test, b)
+    frame = pd.DataFrame({"unique_id": test.panel.unique_ids[test.series_B[b]], "ds": ds, "y": y})
+    known = told(test, b)
+    if not known["past"]:
+        return frame
+    ahead = pd.DataFrame(
+        {
+            "unique_id": frame["unique_id"].iloc[0],
+            "ds": test.panel.calendar.range(ds[-1], test.spec.horizon + 1)[1:],
+            "y": np.nan,
+        }
+    )
+    rows = pd.concat([frame.assign(**known["past"]), ahead], ignore_index=True)
+    return rows.assign(**known["future"], **known["static"])
+
+
+def assert_same(found: list[float] | pd.Series, expected: pd.Series, y: np.ndarray) -> None:
+    """Compare in single precision: to a millionth of the value, or of the history where the value is near zero."""
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6 * np.nanmax(np.abs(y)))
+
+
 def test_the_rest_answer_is_the_backtest_row(run: Run) -> None:
     candidate = run.job.candidates[0].name
     test = backtest_of(run, run.artifact(candidate), run.split.cutoffs)
@@ -74,16 +134,18 @@ def test_the_rest_answer_is_the_backtest_row(run: Run) -> None:
             series = {
                 "unique_id": test.panel.unique_ids[test.series_B[b]],
                 "start": format_timestamp(ds[0], test.panel.calendar),
-                "y": [None if np.isnan(value) else float(value) for value in y],
+                "y": nulls(y),
+                **told(test, b),
             }
             answer = client.post("/v1/forecast", json={"model": run.job.name, "series": [series]})
             assert answer.status_code == 200, answer.text
             forecast = answer.json()["forecasts"][0]
+            assert forecast["status"] == "ok", forecast["reason"]
             expected = rows[b * run.job.horizon : (b + 1) * run.job.horizon]
             assert forecast["cutoff"] == format_timestamp(expected["cutoff"].iloc[0], test.panel.calendar)
             assert forecast["ds"] == [format_timestamp(d, test.panel.calendar) for d in expected["ds"]]
             for column in ("mean", "lo-80", "hi-80", "lo-95", "hi-95"):
-                np.testing.assert_allclose(forecast[column], expected[column], rtol=1e-6)
+                assert_same(forecast[column], expected[column], y)
 
 
 def test_mlflows_own_tools_give_the_same_numbers(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,10 +160,11 @@ def test_mlflows_own_tools_give_the_same_numbers(run: Run, monkeypatch: pytest.M
     finally:
         mlflow.set_tracking_uri(before[0])
         mlflow.set_registry_uri(before[1])
-    ds, y = history(test, 0)
-    frame = pd.DataFrame({"unique_id": "a", "ds": ds, "y": y})
-    found = model.predict(frame, params={"level": [80.0]})
+    found = model.predict(frame_of(test, 0), params={"level": [80.0]})
     expected = test.to_frame()[: run.job.horizon]
     assert list(found.columns) == ["unique_id", "cutoff", "ds", "mean", "lo-80", "hi-80"]
     for column in ("mean", "lo-80", "hi-80"):
-        np.testing.assert_allclose(found[column], expected[column], rtol=1e-6)
+        assert_same(found[column], expected[column], history(test, 0)[1])
+    if test.spec.covariates:
+        less = model.predict(frame_of(test, 0).drop(columns=["setpoint", "ambient", "site"]))
+        assert not np.allclose(less["mean"], expected["mean"], rtol=1e-6), "they reach the network"

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from mlflow.tracking import MlflowClient
 from typer.testing import CliRunner
 
 from forecasting.errors import (
@@ -22,6 +21,7 @@ from forecasting.errors import (
     TrainingError,
 )
 from forecasting.frame import forecast_frame
+from forecasting.mlflow_registry import open_client
 from forecasting.registry import TAG_DECISION, load_version, open_registry
 from pipelines.cli import app, exit_code_of
 from pipelines.settings import PipelineSettings
@@ -29,7 +29,19 @@ from tests.conftest import free_port
 from training.sources.base import SourceContext
 from training.sources.simulate import SimulateSource
 
-COMMANDS = ("train", "backtest", "retrain", "worker", "forecast", "models", "promote", "rollback", "serve", "demo")
+COMMANDS = (
+    "train",
+    "backtest",
+    "retrain",
+    "search",
+    "worker",
+    "forecast",
+    "models",
+    "promote",
+    "rollback",
+    "serve",
+    "demo",
+)
 
 
 @pytest.fixture
@@ -51,7 +63,7 @@ def test_every_command_has_a_help_text_with_an_example(cli: CliRunner, command: 
 
 
 def test_help_does_not_wait_for_torch_or_mlflow() -> None:
-    code = "import sys, pipelines.cli; print({'torch', 'mlflow', 'pandas', 'dbos'} & sys.modules.keys())"
+    code = "import sys, pipelines.cli; print({'torch', 'mlflow', 'pandas', 'dbos', 'optuna'} & sys.modules.keys())"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"
 
 
@@ -108,6 +120,18 @@ def test_a_backtest_can_be_kept_and_drawn(cli: CliRunner, job_file: Path, tmp_pa
     assert {"unique_id", "cutoff", "ds", "step", "y", "mean", "lo-80", "hi-95"} <= set(rows.columns)
     assert (tmp_path / "results/naive/error_by_step.html").stat().st_size > 1_000_000
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_picture_shows_the_newest_forecast_or_those_of_several_cutoffs(
+    cli: CliRunner, job_file: Path, tmp_path: Path
+) -> None:
+    command = ["backtest", str(job_file), "--picture"]
+    cli.invoke(app, [*command, str(tmp_path / "one.svg")], catch_exceptions=False)
+    cli.invoke(app, [*command, str(tmp_path / "three.svg"), "--cutoffs", "3"], catch_exceptions=False)
+    one, three = ((tmp_path / name).read_text() for name in ("one.svg", "three.svg"))
+    assert "3 forecasts, each from its cutoff" in three
+    assert "each from its cutoff" not in one
+    assert "what happened" in one
 
 
 def test_a_backtest_is_kept_without_the_candidate_that_failed(
@@ -171,7 +195,7 @@ def test_ctrl_c_ends_a_training_with_nothing_left_half_done(command: str, job_fi
     assert "Traceback" not in errors
     assert list((home / "runs").iterdir()) == []
     if command != "backtest":
-        client = MlflowClient(f"sqlite:///{home}/mlflow.db")
+        client = open_client(f"sqlite:///{home}/mlflow.db")
         experiment = client.get_experiment_by_name("tiny")
         assert experiment is not None
         runs = client.search_runs([experiment.experiment_id])

@@ -15,7 +15,15 @@ from mlflow.entities import Run as MlflowRun
 from mlflow.tracking import MlflowClient
 
 from forecasting.artifact import load_artifact
-from forecasting.errors import ModelNotFoundError, PanelError, RegistryError, SourceError, TrainingError
+from forecasting.errors import (
+    JobError,
+    ModelNotFoundError,
+    PanelError,
+    RegistryError,
+    SourceError,
+    TrainingError,
+)
+from forecasting.panel import Columns
 from forecasting.registry import CHALLENGER, TAG_DECISION, TAG_REASON, open_registry
 from pipelines.retrain import backtest, fit_forecaster, load_data, retrain, run_now, train
 from pipelines.run import Run, new_run
@@ -336,6 +344,45 @@ def test_a_column_the_source_does_not_have_is_named(job_file: Path, settings: Pi
     job_file.write_text(TINY + "target: {column: Close}\n")
     with pytest.raises(SourceError, match=r"no column 'Close'; it has y"):
         backtest(new_run(job_file, settings, Listener()))
+
+
+TOLD = TINY.replace("seed: 1}", "seed: 1, covariates: true}") + "covariates: {past: [ambient], static: [site]}\n"
+
+
+def test_a_job_gets_the_covariates_it_names_and_no_others(job_file: Path, settings: PipelineSettings) -> None:
+    job_file.write_text(TOLD)
+    run = new_run(job_file, settings, Listener())
+    assert "past ambient; static site" in load_data(run)
+    assert run.panel.columns == Columns(past=("ambient",), static=("site",))
+    assert run.panel.past_NTP.shape == (2, run.panel.n_steps, 1)
+
+
+def test_a_series_left_out_takes_its_covariates_along(
+    job_file: Path, settings: PipelineSettings, tmp_path: Path
+) -> None:
+    ds = pd.date_range("2024-01-01", periods=500, freq="h")
+    long = pd.DataFrame({"unique_id": "long", "ds": ds, "y": range(500), "ambient": 1, "site": "north"})
+    short = long.head(10).assign(unique_id="short", ambient=2, site="south")
+    pd.concat([short, long]).to_csv(tmp_path / "data.csv", index=False)
+    simulated = TOLD.partition("source:")[2].partition("\n")[0]
+    job_file.write_text(TOLD.replace(simulated, " {kind: csv, path: data.csv}") + "bad_series: drop\n")
+    run = new_run(job_file, settings, Listener())
+    load_data(run)
+    assert run.panel.unique_ids == ("long",)
+    assert (run.panel.past_NTP == 1).all()
+    assert run.panel.static == {"site": ("north",)}
+
+
+def test_a_covariate_the_source_does_not_have_is_named(job_file: Path, settings: PipelineSettings) -> None:
+    job_file.write_text(TOLD.replace("[ambient]", "[humidity]"))
+    with pytest.raises(SourceError, match=r"no column 'humidity'; it has y, ambient, setpoint, site, kind"):
+        load_data(new_run(job_file, settings, Listener()))
+
+
+def test_the_target_cannot_be_told_ahead(job_file: Path, settings: PipelineSettings) -> None:
+    job_file.write_text(TOLD.replace("past: [ambient]", "future: [ambient]") + "target: {column: ambient}\n")
+    with pytest.raises(JobError, match="the target column 'ambient' cannot be a covariate too"):
+        load_data(new_run(job_file, settings, Listener()))
 
 
 def test_returns_of_values_that_are_not_positive_are_refused(

@@ -15,7 +15,16 @@ from fastapi import FastAPI
 from forecasting.artifact import save_artifact
 from forecasting.forecaster import Forecaster
 from forecasting.registry import DirectoryRegistry, ModelVersion, promote
-from forecasting.spec import ForecasterSpec, MLPSpec, NetworkSpec, RecurrentSpec, RidgeSpec, quantiles_for
+from forecasting.spec import (
+    CovariatesSpec,
+    ForecasterSpec,
+    MLPSpec,
+    NetworkSpec,
+    RecurrentSpec,
+    RidgeSpec,
+    StaticSpec,
+    quantiles_for,
+)
 from forecasting.transforms import Transform
 from service.app import create_app
 from service.settings import ServiceSettings
@@ -43,6 +52,7 @@ def build_forecaster(
     horizon: int = 4,
     seed: int = 0,
     transform: Transform = "none",
+    covariates: CovariatesSpec | None = None,
 ) -> Forecaster:
     """Build a forecaster whose weights follow from its seed."""
     torch.manual_seed(seed)
@@ -53,9 +63,22 @@ def build_forecaster(
         horizon=horizon,
         quantiles=quantiles_for((80, 95)),
         transform=transform,
+        covariates=covariates or CovariatesSpec(),
         network=network or MLPSpec(input_size=12, hidden_size=8),
     )
     return Forecaster.untrained(spec)
+
+
+COVARIATES = CovariatesSpec(
+    past=("ambient", "load"),
+    future=("setpoint",),
+    static=(
+        StaticSpec(name="unique_id", categories=("boiler-1", "boiler-2")),
+        StaticSpec(name="site", categories=("north", "south")),
+    ),
+    calendar=("hour", "weekday", "holiday"),
+    country="DE",
+)
 
 
 def publish_into(registry: DirectoryRegistry, folder: Path) -> Publish:
@@ -125,6 +148,7 @@ def forecasters() -> dict[str, Forecaster]:
         build_forecaster("co2", "W-SAT", RidgeSpec(input_size=8), horizon=6),
         build_forecaster("price", "D", MLPSpec(input_size=6, hidden_size=8), transform="log_return"),
         build_forecaster("sales", "MS", MLPSpec(input_size=6, hidden_size=8)),
+        build_forecaster("boiler", "h", MLPSpec(input_size=6, hidden_size=8), covariates=COVARIATES),
     )
     return {model.spec.name: model for model in models}
 

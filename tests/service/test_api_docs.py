@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from forecasting.forecaster import Forecaster
-from forecasting.spec import MLPSpec, RidgeSpec
+from forecasting.spec import CovariatesSpec, MLPSpec, RidgeSpec, StaticSpec
 from service.problems import KINDS, Problem
 from service.schemas import ForecastAnswer
 from service.settings import ServiceSettings
@@ -22,11 +22,23 @@ COMMANDS = [
 ]
 
 
+COVARIATES = CovariatesSpec(
+    past=("ambient",),
+    future=("setpoint",),
+    static=(
+        StaticSpec(name="unique_id", categories=("boiler-1",)),
+        StaticSpec(name="site", categories=("north", "south")),
+    ),
+    calendar=("weekday",),
+)
+
+
 def models() -> list[Forecaster]:
     """Return models that need as much history as the examples give."""
     return [
         build_forecaster("sp500", "XNYS", MLPSpec(input_size=5, hidden_size=8)),
         build_forecaster("co2", "W-SAT", RidgeSpec(input_size=8)),
+        build_forecaster("boiler", "D", MLPSpec(input_size=4, hidden_size=8), covariates=COVARIATES),
     ]
 
 
@@ -42,11 +54,39 @@ def run(client: httpx.Client, command: str) -> httpx.Response:
 def test_every_command_works_as_it_is_printed(publish: Publish, serve: Serve) -> None:
     for forecaster in models():
         publish(forecaster)
-    assert len(COMMANDS) == 7
+    assert len(COMMANDS) == 8
     with serve() as client:
         for command in COMMANDS:
             answer = run(client, command)
             assert answer.status_code == 200, (command, answer.text)
+            assert "degraded" not in answer.text, "examples show how it is done well"
+
+
+def test_the_reasons_are_worded_as_they_are_listed(publish: Publish, serve: Serve) -> None:
+    """Names and counts apart, every reason the service can give for a shortfall is in the table."""
+
+    def wording(reason: str) -> str:
+        return (
+            re.sub(r"[0-9]+", "N", re.sub(r"'[^']*'", "NAME", reason))
+            .removeprefix("site ")
+            .removeprefix("series ")
+        )
+
+    listed = {
+        wording(reason)
+        for reason in re.findall(r"^\| `((?:past|future|static|site|series) '[^`]*)` \|", TEXT, re.M)
+    }
+    publish(models()[-1])
+    days = {"start": "2024-01-08", "y": [1.0] * 4}
+    series = [
+        {"unique_id": "nothing", **days},
+        {"unique_id": "window", **days, "future": {"setpoint": [None] * 4 + [1] * 4}, "static": {"site": "west"}},
+        {"unique_id": "ahead", **days, "future": {"setpoint": [1] * 5}},
+    ]
+    with serve() as client:
+        answer = client.post("/v1/forecast", json={"model": "boiler", "series": series}).json()
+    given = {wording(part) for one in answer["forecasts"] for part in one["reason"].split("; ")}
+    assert given == listed
 
 
 def test_the_printed_answers_have_the_shape_of_real_ones() -> None:

@@ -138,7 +138,7 @@ def edit_spec(**changes: object) -> Callable[[Path], None]:
         (poison_weights, "not finite"),
         (exchange_weights, "the golden input gives another answer"),
         (remove_golden, "golden.json cannot be replayed"),
-        (edit_spec(format_version=2), "format_version 2 is newer than 1"),
+        (edit_spec(format_version=99), "format_version 99 is newer than 2"),
         (edit_spec(horizon=9), "does not fit the spec"),
         (edit_spec(surprise=1), "not a valid spec"),
         (edit_spec(name="other"), "the artefact is of model 'other'"),

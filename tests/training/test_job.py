@@ -12,7 +12,24 @@ from forecasting.forecaster import interval_bounds
 from training import job as job_module
 from training.job import JobConfig, load_job, parse_job
 
-JOBS = Path(__file__).parent.parent.parent / "jobs"
+ROOT = Path(__file__).parent.parent.parent
+JOBS = ROOT / "jobs"
+COMPARISONS = ROOT / "benchmarks" / "jobs"
+
+WHOLE_SECTIONS = {
+    "source",
+    "target",
+    "covariates",
+    "candidates",
+    "training",
+    "evaluation",
+    "gate",
+    "schedule",
+    "search",
+    "network",
+    "kind",
+}
+"""Fields that are sections; what they are is said of their own fields."""
 
 MINIMAL: dict[str, Any] = {
     "name": "sensors",
@@ -53,6 +70,11 @@ def with_field(path: str, value: Any) -> str:
 @pytest.mark.parametrize("path", sorted(JOBS.glob("*.yaml")), ids=lambda p: p.name)
 def test_the_jobs_that_ship_are_valid(path: Path) -> None:
     assert load_job(path).name == path.stem
+
+
+@pytest.mark.parametrize("path", sorted(COMPARISONS.glob("*.yaml")), ids=lambda p: p.name)
+def test_the_comparisons_of_the_guide_are_valid_and_need_no_network(path: Path) -> None:
+    assert load_job(path).source.kind in ("sample", "simulate")
 
 
 def test_a_whole_job_reads_as_it_is_written() -> None:
@@ -150,13 +172,12 @@ def test_every_level_a_job_may_ask_for_can_be_answered(level: float) -> None:
 
 def test_every_field_of_the_job_file_says_what_it_is() -> None:
     sections = [m for m in vars(job_module).values() if isinstance(m, type) and issubclass(m, BaseModel)]
-    whole = {"source", "target", "candidates", "training", "evaluation", "gate", "schedule", "network"}
     silent = [
         f"{section.__name__}.{name}"
         for section in sections
         if section.__module__ == job_module.__name__
         for name, field in section.model_fields.items()
-        if not field.description and name not in whole
+        if not field.description and name not in WHOLE_SECTIONS
     ]
     assert silent == []
 
@@ -164,3 +185,24 @@ def test_every_field_of_the_job_file_says_what_it_is() -> None:
 def test_defaults_are_the_documented_ones() -> None:
     job = JobConfig.model_validate(MINIMAL)
     assert (job.season, job.step_size, job.level, job.gate.metric) == (24, 4, (80.0, 95.0), "crps")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"candidates": [{"kind": "mlp", "input_size": 5, "training": {"loss": "squared"}}]},
+            r"candidate 'mlp': head quantile is fitted with quantile, not with loss squared",
+        ),
+        (
+            {"candidates": [{"kind": "segment_lstm", "input_size": 48, "scale": "series"}]},
+            r"candidate 'segment_lstm': scale: series takes unique_id among the static covariates",
+        ),
+        ({"covariates": {"calendar": ["hour", "holiday"]}}, "holiday takes a country"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused_before_anything_is_loaded(
+    changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(JobError, match=message):
+        parse_job(yaml.safe_dump({**MINIMAL, **changes}))

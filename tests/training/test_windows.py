@@ -35,8 +35,8 @@ def test_targets_follow_their_window_and_stay_in_their_block(
         return
     batch = windows.gather(torch.arange(len(windows)))
     # Counting series: every value is its position less the mean of the positions.
-    position_BL = batch.x_BL + 29.5
-    ahead_BH = batch.target_BLH[:, 0] + 29.5
+    position_BL = batch.inputs.x_BL + 29.5
+    ahead_BH = batch.target_BSH[:, 0] + 29.5
     steps = torch.arange(input_size + horizon)
     whole = torch.cat([position_BL, ahead_BH], dim=1)
     assert torch.equal(whole, whole[:, :1] + steps)
@@ -48,12 +48,12 @@ def test_lanes_have_the_targets_of_every_step() -> None:
     data = PanelTensors(counting_panel(), "none", CPU)
     windows = Windows(data, 10, 3, 0, 60)
     chosen = torch.tensor([0, 5, len(windows) - 1])
-    lanes = windows.gather_lanes(chosen, skip=4)
-    assert lanes.target_BLH.shape == (3, 6, 3)
+    lanes = windows.gather_every_step(chosen, 4, 3)
+    assert lanes.target_BSH.shape == (3, 6, 3)
     for step in range(6):
-        expected = lanes.x_BL[:, [4 + step]] + torch.arange(1, 4)
-        assert torch.equal(lanes.target_BLH[:, step], expected)
-    assert torch.equal(lanes.target_BLH[:, -1], windows.gather(chosen).target_BLH[:, 0])
+        expected = lanes.inputs.x_BL[:, [4 + step]] + torch.arange(1, 4)
+        assert torch.equal(lanes.target_BSH[:, step], expected)
+    assert torch.equal(lanes.target_BSH[:, -1], windows.gather(chosen).target_BSH[:, 0])
 
 
 def test_missing_values_are_masked_in_inputs_and_targets() -> None:
@@ -61,11 +61,12 @@ def test_missing_values_are_masked_in_inputs_and_targets() -> None:
     data = PanelTensors(panel, "none", CPU)
     windows = Windows(data, 10, 5, 0, 100)
     batch = windows.gather(torch.arange(len(windows)))
-    steps = windows.cutoff_M[:, None].numpy() + np.arange(-9, 6)
-    observed = np.isfinite(panel.y_NT[windows.series_M.numpy()[:, None], steps])
-    assert np.array_equal(batch.mask_BL.numpy(), observed[:, :10])
-    assert np.array_equal(batch.target_mask_BLH[:, 0].numpy(), observed[:, 10:])
-    assert not batch.x_BL[~batch.mask_BL].any()
+    series_M, cutoff_M = windows.locate(torch.arange(len(windows)))
+    steps = cutoff_M[:, None].numpy() + np.arange(-9, 6)
+    observed = np.isfinite(panel.y_NT[series_M.numpy()[:, None], steps])
+    assert np.array_equal(batch.inputs.mask_BL.numpy(), observed[:, :10])
+    assert np.array_equal(batch.target_mask_BSH[:, 0].numpy(), observed[:, 10:])
+    assert not batch.inputs.x_BL[~batch.inputs.mask_BL].any()
 
 
 def test_a_window_with_nothing_to_learn_is_left_out() -> None:
@@ -74,7 +75,7 @@ def test_a_window_with_nothing_to_learn_is_left_out() -> None:
     y_NT[0, 20:40] = np.nan
     data = PanelTensors(Panel(panel.unique_ids, panel.ds, y_NT, panel.calendar), "none", CPU)
     windows = Windows(data, 10, 5, 0, 60)
-    cutoffs = set(windows.cutoff_M.tolist())
+    cutoffs = set(windows.locate(torch.arange(len(windows)))[1].tolist())
     assert 18 in cutoffs, "one target is known"
     assert 19 not in cutoffs, "no target is known"
     assert 30 not in cutoffs, "hardly any input is known"
@@ -82,7 +83,7 @@ def test_a_window_with_nothing_to_learn_is_left_out() -> None:
 
 def test_spread_stays_inside_more_windows_than_single_precision_can_count() -> None:
     windows = Windows(PanelTensors(counting_panel(), "none", CPU), 5, 2, 0, 60)
-    windows.series_M = torch.zeros(1, dtype=torch.long).expand(2**24 + 2)
+    windows._count = 2**24 + 2
     assert windows.spread(100)[-1] == 2**24 + 1
 
 

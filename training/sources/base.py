@@ -1,6 +1,6 @@
 """What a data source is: configuration that can load a long frame."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -23,6 +23,8 @@ class SourceContext:
     """A source may keep here what it fetched; it may be deleted at any time."""
     note: Callable[[str], None] = _say_nothing
     """Called with one line a person should read: progress, a retry, a partial failure."""
+    names: Sequence[str] = ()
+    """Columns that hold names, beside `unique_id`: text, also where it looks like numbers."""
 
 
 class SourceConfig(BaseModel):

@@ -76,7 +76,8 @@ class FileSource(SourceConfig):
             SourceError: a file is absent, empty, damaged or has other columns; or a timestamp cannot be read.
         """
         paths = self._find_files(context.base_dir)
-        tables = {path: self._read_table(path) for path in paths}
+        names = [self.columns.get(name, name) for name in ("unique_id", *context.names)]
+        tables = {path: self._read_table(path, names) for path in paths}
         empty = [path for path, table in tables.items() if table.empty]
         if len(empty) == len(paths):
             raise SourceError(f"no rows in {', '.join(map(str, empty[:5]))}")
@@ -91,8 +92,8 @@ class FileSource(SourceConfig):
         """Return what file names of this kind end with."""
 
     @abstractmethod
-    def _read_table(self, path: Path) -> pd.DataFrame:
-        """Read one file, its columns as they are."""
+    def _read_table(self, path: Path, names: Sequence[str]) -> pd.DataFrame:
+        """Read one file, its columns as they are; those in `names` are text."""
 
     def _find_files(self, base_dir: Path) -> list[Path]:
         place = base_dir / self.path
@@ -176,7 +177,7 @@ class CsvSource(FileSource):
     def _suffixes(self) -> Sequence[str]:
         return (".csv", ".csv.gz")
 
-    def _read_table(self, path: Path) -> pd.DataFrame:
+    def _read_table(self, path: Path, names: Sequence[str]) -> pd.DataFrame:
         try:
             header, lines = self._read_header(path)
             if not header:
@@ -184,8 +185,7 @@ class CsvSource(FileSource):
             table = self._read_texts(path, header, lines)
         except (pa.ArrowException, OSError, EOFError, UnicodeError, csv.Error) as error:
             raise SourceError(self._find_fault(path, error)) from error
-        texts = {"ds": "ds", "unique_id": "unique_id"} | self.columns
-        as_text = {texts["ds"], texts["unique_id"]}
+        as_text = {self.columns.get("ds", "ds"), *names}
         return pd.DataFrame(
             {
                 name: column.to_pandas() if name in as_text else self._read_numbers(column, name, path)
@@ -266,7 +266,8 @@ class ParquetSource(FileSource):
     def _suffixes(self) -> Sequence[str]:
         return (".parquet",)
 
-    def _read_table(self, path: Path) -> pd.DataFrame:
+    def _read_table(self, path: Path, names: Sequence[str]) -> pd.DataFrame:
+        del names  # the file declares what is text
         try:
             table = pyarrow.parquet.read_table(path, partitioning=None)
         except (pa.ArrowException, OSError) as error:

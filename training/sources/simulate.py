@@ -1,10 +1,11 @@
 """A seeded network of sensors: what real ones do, well and badly, in known doses.
 
-N sensors, T steps, K shared factors.
+N sensors, T steps, K shared factors, S sites.
 """
 
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -17,12 +18,35 @@ from training.sources.base import SourceConfig, SourceContext
 
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
+IntArray = NDArray[np.int64]
 
 MAX_VALUES = 50_000_000
 """Most values in one frame: about 2 GB with everything that makes them."""
 
 _DAY_US = 86_400_000_000
 _FADED = 1e-3
+
+
+class _Kind(NamedTuple):
+    """How a kind of sensor answers to its surroundings."""
+
+    gain: float
+    """What a step of the set point moves it by in the end."""
+    lag: float
+    """Steps in which it has followed by two thirds."""
+    warmth: float
+    """What one unit of the weather outside moves it by."""
+    cycle: float
+    """Height of its daily cycle, in units of `daily_amplitude`."""
+
+
+KINDS = {"boiler": _Kind(1.5, 6, -1.0, 0.5), "chiller": _Kind(-1.0, 3, 1.5, 1.5), "fan": _Kind(0.5, 1, 0.5, 1.0)}
+SITES = {"north": 0.0, "east": -0.2, "south": 0.3}
+"""By how much of a day the cycle of a site is late."""
+AMBIENT_LEAD = 6
+"""Steps after which the sensors feel the weather that `ambient` reads."""
+PLAN_LENGTH = 24
+"""Steps a set point is usually held."""
 
 
 class SimulateSource(SourceConfig):
@@ -61,6 +85,12 @@ class SimulateSource(SourceConfig):
     stuck_length: int = Field(12, ge=2, le=100_000, description="Equal readings in one stuck stretch.")
     missing_rate: float = Field(0.02, ge=0, lt=1, description="Share of readings that are missing.")
     missing_length: int = Field(6, ge=1, le=100_000, description="Steps of one missing stretch.")
+    covariates: bool = Field(
+        default=False,
+        description="Move the sensors by what a network can be told, in the columns ambient (past: the weather "
+        "outside, felt 6 steps later), setpoint (future: a planned level, followed with a lag), site and kind "
+        "(static: when and how strongly).",
+    )
 
     @field_validator("freq")
     @classmethod
@@ -82,11 +112,13 @@ class SimulateSource(SourceConfig):
             )
         ds = self._timestamps()
         names = np.array([f"sensor-{n}" for n in range(self.n_sensors)], dtype=object)
+        around = self._surround(ds) if self.covariates else None
         return pd.DataFrame(
             {
                 "unique_id": names.repeat(self.n_steps),
                 "ds": np.tile(ds.to_numpy(), self.n_sensors),
-                "y": self._simulate(ds).ravel(),
+                "y": self._simulate(ds, around).ravel(),
+                **({} if around is None else around.columns()),
             }
         )
 
@@ -97,7 +129,7 @@ class SimulateSource(SourceConfig):
         except CalendarError as error:
             raise SourceError(f"the simulated sensors cannot start there: {error}") from error
 
-    def _simulate(self, ds: pd.DatetimeIndex) -> FloatArray:
+    def _simulate(self, ds: pd.DatetimeIndex, around: "_Surroundings | None") -> FloatArray:
         rng = np.random.default_rng(self.seed)
         shape = (self.n_sensors, self.n_steps)
         y_NT = np.full(shape, self.level)
@@ -106,6 +138,8 @@ class SimulateSource(SourceConfig):
         y_NT += self.fluctuation * self._weather(rng)
         y_NT += (self.drift / np.sqrt(1_000)) * rng.standard_normal(shape).cumsum(axis=1)
         y_NT += self.noise * rng.standard_normal(shape)
+        if around is not None:
+            y_NT += around.effect_NT
         # The first of the equal readings is a good one, so a stretch is one step shorter.
         y_NT = _stick(y_NT, _stretches(rng, shape, self.stuck_rate, self.stuck_length - 1))
         y_NT[_stretches(rng, shape, self.missing_rate, self.missing_length)] = np.nan
@@ -115,11 +149,69 @@ class SimulateSource(SourceConfig):
         """Return autoregressive factors of unit variance, mixed with positive weights: sensors agree on them."""
         weight_NK = np.abs(rng.standard_normal((self.n_sensors, self.n_factors)))
         weight_NK /= np.linalg.norm(weight_NK, axis=1, keepdims=True)
+        mixed: FloatArray = weight_NK @ self._factors(rng, self.n_factors, self.n_steps)
+        return mixed
+
+    def _factors(self, rng: np.random.Generator, n_factors: int, n_steps: int) -> FloatArray:
         length = int(np.ceil(np.log(_FADED) / np.log(self.memory))) if self.memory > 0 else 1
         echo = np.power(self.memory, np.arange(max(1, length)), dtype=np.float64)
-        shock_KT = rng.standard_normal((self.n_factors, self.n_steps + len(echo) - 1))
-        mixed: FloatArray = weight_NK @ (_convolve(shock_KT, echo) / np.linalg.norm(echo))
-        return mixed
+        shock_KT = rng.standard_normal((n_factors, n_steps + len(echo) - 1))
+        return _convolve(shock_KT, echo) / np.linalg.norm(echo)
+
+    def _surround(self, ds: pd.DatetimeIndex) -> "_Surroundings":
+        """Return the surroundings, drawn apart from the sensors: those stay the same without them."""
+        rng = np.random.default_rng([self.seed, 1])
+        number_N = np.arange(self.n_sensors)
+        site_N, kind_N = number_N % len(SITES), number_N // len(SITES) % len(KINDS)
+        plan_ST = 2 * _plan(rng, len(SITES), self.n_steps)
+        outside_T = self._factors(rng, 1, self.n_steps + AMBIENT_LEAD)[0]
+        passed_T = ds.asi8 % _DAY_US / _DAY_US
+        effect_NT = np.empty((self.n_sensors, self.n_steps))
+        for effect_T, site, kind in zip(effect_NT, site_N, kind_N, strict=True):
+            late, how = list(SITES.values())[site], list(KINDS.values())[kind]
+            effect_T[:] = how.gain * _follow(plan_ST[site], how.lag)
+            effect_T += self.fluctuation * how.warmth * outside_T[: self.n_steps]
+            if passed_T.min() != passed_T.max():
+                effect_T += self.daily_amplitude * how.cycle * np.sin(2 * np.pi * (passed_T - late))
+        reading_NT = outside_T[AMBIENT_LEAD:] + 0.2 * rng.standard_normal(effect_NT.shape)
+        return _Surroundings(reading_NT, self.level + plan_ST[site_N], site_N, kind_N, effect_NT)
+
+
+@dataclass(frozen=True)
+class _Surroundings:
+    """What the sensors are told to do and what they feel, and what that makes of their readings."""
+
+    ambient_NT: FloatArray
+    setpoint_NT: FloatArray
+    site_N: IntArray
+    kind_N: IntArray
+    effect_NT: FloatArray
+
+    def columns(self) -> dict[str, NDArray[np.generic]]:
+        """Return the columns of the frame."""
+        n_steps = self.effect_NT.shape[1]
+        return {
+            "ambient": self.ambient_NT.ravel(),
+            "setpoint": self.setpoint_NT.ravel(),
+            "site": np.array([*SITES], dtype=object)[self.site_N].repeat(n_steps),
+            "kind": np.array([*KINDS], dtype=object)[self.kind_N].repeat(n_steps),
+        }
+
+
+def _plan(rng: np.random.Generator, n_plans: int, n_steps: int) -> FloatArray:
+    """Return levels of unit variance, each held for a while."""
+    level_ST = rng.standard_normal((n_plans, n_steps))
+    begins_ST = rng.random((n_plans, n_steps)) < 1 / PLAN_LENGTH
+    begun_ST = np.maximum.accumulate(np.where(begins_ST, np.arange(n_steps), 0), axis=1)
+    plan_ST: FloatArray = np.take_along_axis(level_ST, begun_ST, axis=1)
+    return plan_ST
+
+
+def _follow(plan_T: FloatArray, lag: float) -> FloatArray:
+    """Return what nears the plan step by step, by the same share of what is left."""
+    kept = np.exp(-np.arange(int(np.ceil(-np.log(_FADED) * lag))) / lag)
+    followed: FloatArray = plan_T[0] + np.convolve(plan_T - plan_T[0], kept / kept.sum())[: len(plan_T)]
+    return followed
 
 
 def _convolve(shock_KT: FloatArray, echo: FloatArray) -> FloatArray:

@@ -303,7 +303,7 @@ def test_what_the_model_cannot_give_is_refused(
 def test_an_unknown_model_is_not_found(ask: Ask) -> None:
     answer = ask("nope", start="2024-01-01", y=walk(24))
     assert answer.status_code == 404
-    assert answer.json()["detail"] == "no model is named 'nope'; known: co2, price, pump, sales, sp500"
+    assert answer.json()["detail"] == "no model is named 'nope'; known: boiler, co2, price, pump, sales, sp500"
 
 
 def test_values_after_the_cutoff_of_other_series_change_nothing(client: httpx.Client) -> None:

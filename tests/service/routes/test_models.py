@@ -17,6 +17,7 @@ def test_a_model_tells_what_it_needs_and_what_it_gives(
         "alias": "champion",
         "version": "1",
         "kind": "lstm",
+        "head": "quantile",
         "freq": "h",
         "season_length": 24,
         "input_size": 24,
@@ -24,13 +25,14 @@ def test_a_model_tells_what_it_needs_and_what_it_gives(
         "level": [80.0, 95.0],
         "max_level": 95.0,
         "transform": "none",
+        "covariates": {"past": [], "future": [], "static": {}, "calendar": [], "country": None},
         "failure": None,
     }
 
 
 def test_the_list_holds_every_model_as_it_is_described_alone(client: httpx.Client) -> None:
     listed = client.get("/v1/models").json()["models"]
-    assert [model["model"] for model in listed] == ["co2", "price", "pump", "sales", "sp500"]
+    assert [model["model"] for model in listed] == ["boiler", "co2", "price", "pump", "sales", "sp500"]
     assert listed == [client.get(f"/v1/models/{model['model']}").json() for model in listed]
 
 

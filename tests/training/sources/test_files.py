@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 from forecasting.errors import PanelError, SourceError
-from forecasting.panel import build_panel
+from forecasting.panel import Columns, build_panel
 from training.sources import AnySource, SourceContext
 from training.sources.wall_clock import localise
 
@@ -35,7 +35,7 @@ def notes() -> list[str]:
 def load(tmp_path: Path, notes: list[str]) -> Load:
     """Write files, by name and text, and load what the settings say of them."""
 
-    def load_files(files: dict[str, str | bytes], **config: object) -> pd.DataFrame:
+    def load_files(files: dict[str, str | bytes], names: tuple[str, ...] = (), **config: object) -> pd.DataFrame:
         for name, text in files.items():
             path = tmp_path / name
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -43,7 +43,7 @@ def load(tmp_path: Path, notes: list[str]) -> Load:
         source = TypeAdapter(AnySource).validate_python(
             {"kind": "csv", "path": next(iter(files), "no.csv")} | config
         )
-        return source.load(SourceContext(tmp_path, tmp_path / "cache", notes.append))
+        return source.load(SourceContext(tmp_path, tmp_path / "cache", notes.append, names))
 
     return load_files
 
@@ -85,6 +85,37 @@ def test_all_other_columns_are_values_when_none_is_named(load: Load) -> None:
     frame = load({"data.csv": "time,flow,heat,state\n2024-01-01,1,2,on\n"}, columns={"ds": "time"})
     assert list(frame.columns) == ["unique_id", "ds", "flow", "heat", "state"]
     assert frame.iloc[0].tolist() == ["data", pd.Timestamp("2024-01-01"), 1.0, 2.0, "on"]
+
+
+TOLD = (
+    "unique_id,ds,y,ambient,plan,place\n"
+    "a,2024-01-01,1,10,5,007\na,2024-01-02,,,6,\nb,2024-01-01,2,NA,5,12\nb,2024-01-02,3,30,5,12\n"
+)
+COVARIATES = Columns(past=("ambient",), future=("setpoint",), static=("site",))
+
+
+@pytest.mark.parametrize("columns", [{}, {"y": "y", "ambient": "ambient"}], ids=["all", "named"])
+def test_covariates_reach_the_panel(load: Load, columns: dict[str, str]) -> None:
+    columns = columns and {**columns, "setpoint": "plan", "site": "place"}
+    text = TOLD if columns else TOLD.replace("plan,place", "setpoint,site")
+    panel = build_panel(load({"data.csv": text}, ("site",), columns=columns), "D", columns=COVARIATES)
+    np.testing.assert_array_equal(panel.past_NTP[..., 0], [[10, NAN], [NAN, 30]])
+    assert panel.future_NUF[..., 0].tolist() == [[5, 6], [5, 5]]
+    assert panel.static == {"site": ("007", "12")}
+
+
+def test_names_in_a_column_that_is_not_said_to_hold_names_lose_their_zeros(load: Load) -> None:
+    text = TOLD.replace("plan,place", "setpoint,site")
+    assert build_panel(load({"data.csv": text}), "D", columns=COVARIATES).static == {"site": ("7", "12")}
+
+
+def test_covariates_of_a_parquet_file_reach_the_panel(load: Load) -> None:
+    table = {"unique_id": ["a", "a"], "ds": ["2024-01-01", "2024-01-02"], "y": [1.0, None]}
+    told = {"ambient": [10, 20], "setpoint": [5.0, 6.0], "site": ["007", None]}
+    frame = load({"data.parquet": _parquet(table | told)}, ("site",), kind="parquet")
+    panel = build_panel(frame, "D", columns=COVARIATES)
+    assert panel.future_NUF[..., 0].tolist() == [[5, 6]]
+    assert panel.static == {"site": ("007",)}
 
 
 def test_a_file_without_names_is_one_series_called_like_the_file(load: Load) -> None:

@@ -1,5 +1,6 @@
 """The simulated sensors: every defect in the dose that was asked for."""
 
+import hashlib
 import time
 from pathlib import Path
 
@@ -9,8 +10,9 @@ import pytest
 from pydantic import ValidationError
 
 from forecasting.errors import SourceError
-from forecasting.panel import build_panel
+from forecasting.panel import Columns, build_panel
 from training.sources import SimulateSource, SourceContext
+from training.sources.simulate import AMBIENT_LEAD, KINDS
 
 QUIET = {
     "daily_amplitude": 0,
@@ -36,6 +38,13 @@ def test_the_same_seed_gives_the_same_frame_and_another_seed_another() -> None:
     first = _load(n_steps=500, seed=7)
     pd.testing.assert_frame_equal(_load(n_steps=500, seed=7), first, check_exact=True)
     assert not _load(n_steps=500, seed=8)["y"].equals(first["y"])
+
+
+def test_frames_stay_what_they_were_before_there_were_covariates() -> None:
+    frame = _load(n_sensors=3, n_steps=200)
+    assert list(frame) == ["unique_id", "ds", "y"]
+    digest = hashlib.sha256(frame["y"].to_numpy().tobytes()).hexdigest()
+    assert digest == "7665d7b4c98be1a03f529c8c024f9d46a30e68073bbe84edbd4a94117c3b8a8a"
 
 
 def test_the_frame_is_a_panel_of_the_size_asked_for() -> None:
@@ -107,6 +116,65 @@ def test_missing_stretches_come_in_the_share_and_length_asked_for() -> None:
     edges = np.diff(np.pad(missing[:, 0], 1).astype(int))
     runs = np.flatnonzero(edges == -1) - np.flatnonzero(edges == 1)
     assert runs[:-1].min() == 5
+
+
+def test_covariates_are_columns_of_a_panel() -> None:
+    columns = Columns(past=("ambient",), future=("setpoint",), static=("unique_id", "site", "kind"))
+    panel = build_panel(_load(n_sensors=9, n_steps=300, covariates=True), "h", columns=columns)
+    assert np.isfinite(panel.past_NTP).all()
+    assert np.isfinite(panel.future_NUF).all()
+    assert len(set(zip(panel.static["site"], panel.static["kind"], strict=True))) == 9
+
+
+def test_covariates_move_the_sensors_and_leave_their_defects_where_they_were() -> None:
+    plain, moved = _load(n_sensors=4), _load(n_sensors=4, covariates=True)
+    assert (moved["y"] - plain["y"]).std() > 1
+    assert moved["y"].isna().equals(plain["y"].isna())
+
+
+def test_a_set_point_is_planned_in_steps_and_followed_with_the_gain_of_the_kind() -> None:
+    frame = _load(**QUIET, n_sensors=9, n_steps=5000, covariates=True)
+    for (kind, _), sensor in frame.groupby(["kind", "unique_id"]):
+        held = sensor["setpoint"].diff().abs().rolling(60).sum() == 0
+        assert 0.02 < (sensor["setpoint"].diff() != 0).mean() < 0.08
+        reached = (sensor["y"] - 20)[held] / (sensor["setpoint"] - 20)[held]
+        np.testing.assert_allclose(reached, KINDS[str(kind)].gain, rtol=0.01)
+
+
+def test_the_ambient_reading_is_felt_later() -> None:
+    frame = _load(**(QUIET | {"fluctuation": 1}), n_sensors=1, n_steps=20_000, covariates=True, memory=0.5)
+    ambient, felt = frame["ambient"], frame["y"]
+    lags = [abs(ambient.shift(lag).corr(felt)) for lag in range(12)]
+    assert int(np.argmax(lags)) == AMBIENT_LEAD
+
+
+def test_a_site_and_a_kind_decide_when_and_how_high_the_daily_cycle_is() -> None:
+    frame = _load(**(QUIET | {"daily_amplitude": 4}), n_sensors=9, n_steps=24 * 400, covariates=True)
+    cycle = frame.groupby(["site", "kind", frame["ds"].dt.hour])["y"].mean().unstack()
+    height = (cycle.max(axis=1) - cycle.min(axis=1)).unstack()
+    assert (height["chiller"] > height["boiler"]).all()
+    assert cycle.xs("chiller", level="kind").idxmax(axis=1).nunique() == 3
+
+
+def _error(x: np.ndarray, y: np.ndarray) -> float:
+    """Return the error of a linear fit on the second half, learnt on the first."""
+    half = len(y) // 2
+    weights, *_ = np.linalg.lstsq(x[:half], y[:half])
+    return float(np.abs(x[half:] @ weights - y[half:]).mean())
+
+
+@pytest.mark.parametrize("steps_ahead", [1, 6, 24])
+def test_whoever_knows_the_covariates_forecasts_better(steps_ahead: int) -> None:
+    frame = _load(n_sensors=3, n_steps=3000, covariates=True, stuck_rate=0, missing_rate=0)
+    for _, sensor in frame.groupby("unique_id"):
+        y, ambient, setpoint = (sensor[name].to_numpy() for name in ("y", "ambient", "setpoint"))
+        cutoffs = np.arange(48, 3000 - steps_ahead)
+        lags = cutoffs[:, None] - np.arange(48)
+        values = np.column_stack([y[lags], np.ones(len(cutoffs))])
+        ahead = setpoint[cutoffs[:, None] + np.arange(1, steps_ahead + 1)]
+        told = np.column_stack([values, ambient[lags[:, :12]], setpoint[lags[:, :12]], ahead])
+        target = y[cutoffs + steps_ahead]
+        assert _error(told, target) < 0.95 * _error(values, target)
 
 
 def test_a_start_off_the_grid_is_refused() -> None:

@@ -1,0 +1,1 @@
+"""Side by side with the peers, each result with the command that made it."""

@@ -1,0 +1,94 @@
+"""What a network does not learn by descent: statistics of its data, where it starts, its share in a blend.
+
+P past columns, F future columns.
+"""
+
+import torch
+from torch import Tensor
+
+from forecasting.covariates import UNKNOWN
+from forecasting.networks import QuantileNetwork
+from forecasting.networks.base import TrainedNetwork
+from forecasting.networks.segment import Segment
+from forecasting.scaling import SCALE_FLOOR
+from training.job import Units
+from training.windows import Windows
+
+SMALLEST_SPREAD = 1e-6
+MOST_WINDOWS = 8192
+BATCH = 1024
+
+
+@torch.no_grad()
+def measure_covariates(network: TrainedNetwork, train: Windows) -> None:
+    """Set mean and scale of each numeric column to those of the training block."""
+    encoder = network.encoder
+    if encoder is None:
+        return
+    data, stop = train.data, train.stop
+    for columns, mean, scale in (
+        (data.past_NTP[:, :stop], encoder.past_mean_P, encoder.past_scale_P),
+        (data.future_NUF[:, :stop], encoder.future_mean_F, encoder.future_scale_F),
+    ):
+        for i in range(columns.shape[2]):
+            _measure(columns[..., i], mean, scale, i)
+
+
+def _measure(column_NT: Tensor, mean: Tensor, scale: Tensor, i: int) -> None:
+    known = column_NT[column_NT.isfinite()].double()
+    if len(known):
+        mean[i] = known.mean()
+        spread = known.std(correction=0)
+        scale[i] = spread if spread > SMALLEST_SPREAD else 1.0
+
+
+@torch.no_grad()
+def measure_units(network: TrainedNetwork, train: Windows) -> None:
+    """Set the unit of each known series to its spread in the training block."""
+    if not isinstance(network, Segment) or network.units is None:
+        return
+    x_NT, mask_NT = train.data.x_NT[:, : train.stop], train.data.mask_NT[:, : train.stop]
+    count_N = mask_NT.sum(dim=1).clamp_min(1)
+    mean_N1 = (x_NT.sum(dim=1) / count_N)[:, None]
+    spread_N = (((x_NT - mean_N1) * mask_NT).square().sum(dim=1) / count_N).sqrt()
+    code_N = train.data.static_NS[:, network.units.place]
+    network.units.unit_U[code_N] = spread_N
+    network.units.unit_U[UNKNOWN] = 0.0
+
+
+@torch.no_grad()
+def start_warm(network: QuantileNetwork, before: QuantileNetwork) -> None:
+    """Start a network from a fitted one of the same spec; its calibration is made anew."""
+    network.load_state_dict(before.state_dict())
+    network.offsets_HQ.zero_()
+    if isinstance(network, Segment):
+        network.share.fill_(1.0)
+
+
+@torch.no_grad()
+def weigh_linear(network: Segment, validation: Windows, units: Units) -> None:
+    """Set the share of the network in its blend with the linear map: the one with the least squared error.
+
+    It is a least-squares weight between 0 and 1, so it cannot be worse than either alone on the validation
+    windows. Windows count as in the loss: alike, or in the units of their series.
+    """
+    if network.linear is None:
+        return
+    network.eval()
+    covariance, variance = 0.0, 0.0
+    for chosen_B in torch.split(validation.spread(MOST_WINDOWS), BATCH):
+        batch = validation.gather(chosen_B)
+        # While it is fitted the network stands alone: its share is still 1.
+        alone = network.raw_forecast(batch.inputs)
+        linear_BSH = network.linear(network.scale(batch.inputs).values_BL)[:, None]
+        gain_BSH = alone.parameters_BSHP[..., network.output.location] - linear_BSH
+        target_BSH = (batch.target_BSH - alone.anchor_BS[..., None]) / alone.scale_BS[..., None]
+        weight_BSH = batch.target_mask_BSH & (alone.scale_BS > SCALE_FLOOR)[..., None] & (target_BSH.abs() < 1e3)
+        unit_BS1 = torch.ones_like(alone.scale_BS)[..., None]
+        if units == "series":
+            unit_BS1 = (alone.scale_BS / batch.unit_B1.clamp_min(SCALE_FLOOR))[..., None]
+        gain_BSH = torch.where(weight_BSH, gain_BSH * unit_BS1, 0.0)
+        error_BSH = torch.where(weight_BSH, (target_BSH - linear_BSH) * unit_BS1, 0.0)
+        covariance += float((gain_BSH * error_BSH).sum())
+        variance += float(gain_BSH.square().sum())
+    network.share.fill_(min(1.0, max(0.0, covariance / variance)) if variance > 0 else 0.0)

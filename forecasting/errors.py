@@ -6,6 +6,8 @@ HindcastError
 │   └── CalendarError        a frequency or a timestamp does not fit the calendar
 ├── JobError                 a job file is not valid
 ├── SourceError              a data source did not deliver; the outside world is at fault
+├── LedgerError              the ledger refused or could not do what was asked
+│   └── LedgerUnavailableError     its database did not answer; trying later may help
 ├── ArtifactError            an artefact was refused: damaged, too new, or not what it claims to be
 └── RegistryError            the registry refused or could not do what was asked
     ├── ModelNotFoundError   no such model, version or alias
@@ -47,6 +49,14 @@ class TrainingError(HindcastError):
 
 class SourceError(HindcastError):
     """A data source did not deliver what the job asks for."""
+
+
+class LedgerError(HindcastError):
+    """The ledger refused, or could not do, what was asked."""
+
+
+class LedgerUnavailableError(LedgerError):
+    """The ledger's database did not answer; the same call may succeed later."""
 
 
 class ArtifactError(HindcastError):

@@ -26,6 +26,10 @@ class PipelineSettings(BaseSettings):
     scheduler_db: str = Field(
         "", description="Database of the scheduler (sqlite:/// or postgresql://). Default: SQLite in home."
     )
+    ledger_url: str = Field(
+        "",
+        description="Ledger of observations and forecasts (sqlite:/// or postgresql://). Default: SQLite in home.",
+    )
     jobs_dir: Path = Field(Path("jobs"), description="Folder of the job files the worker schedules.")
     worker_id: str = Field(
         "worker",
@@ -48,6 +52,11 @@ class PipelineSettings(BaseSettings):
     def scheduler(self) -> str:
         """Return the scheduler's database in force."""
         return self.scheduler_db or f"sqlite:///{self.home.absolute()}/scheduler.db"
+
+    @property
+    def ledger(self) -> str:
+        """Return the ledger's database in force."""
+        return self.ledger_url or f"sqlite:///{self.home.absolute()}/ledger.db"
 
     @property
     def cache_dir(self) -> Path:

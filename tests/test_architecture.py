@@ -18,6 +18,7 @@ MAY_IMPORT = {
 }
 
 ROOMS = {
+    "alembic": {"ledger/database.py", "ledger/migrations/"},
     "arch": {"training/sources/samples.py", "training/baselines.py"},
     "croniter": {"training/job.py"},
     "dbos": {"pipelines/schedule.py"},

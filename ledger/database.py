@@ -1,0 +1,132 @@
+"""Ledger: one database of observations, forecasts and what became of them; SQLite or PostgreSQL."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from sqlalchemy.engine import Connection, Engine
+
+from forecasting.errors import LedgerError, LedgerUnavailableError
+from ledger.moments import Clock, utc_now
+
+BUSY_SECONDS = 30.0
+"""Seconds a writer waits for another one before it gives up (SQLite)."""
+CONNECT_SECONDS = 5
+
+
+def open_database(url: str) -> Engine:
+    """Connect to a ledger's database and bring its tables up to date.
+
+    Args:
+        url: `sqlite:///path` or `postgresql://...`.
+
+    Raises:
+        LedgerError: the URL names another kind of database, or one newer than this program.
+        LedgerUnavailableError: the database does not answer.
+    """
+    engine = _create_engine(url)
+    with answering(engine):
+        _migrate(engine)
+    return engine
+
+
+def _create_engine(url: str) -> Engine:
+    try:
+        parsed = sa.make_url(url)
+    except sa.exc.ArgumentError as error:
+        raise LedgerError("the ledger's URL cannot be read; use sqlite:///path or postgresql://host/db") from error
+    if parsed.get_backend_name() == "sqlite":
+        if parsed.database and parsed.database != ":memory:":
+            Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+        engine = sa.create_engine(parsed, connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False})
+        sa.event.listen(engine, "connect", _prepare_sqlite)
+        sa.event.listen(engine, "begin", _begin_sqlite)
+        return engine
+    if parsed.get_backend_name() == "postgresql":
+        return sa.create_engine(
+            parsed.set(drivername="postgresql+psycopg"),
+            pool_pre_ping=True,
+            connect_args={"connect_timeout": CONNECT_SECONDS},
+        )
+    raise LedgerError(f"a ledger is kept in SQLite or PostgreSQL, not in {parsed.get_backend_name()!r}")
+
+
+def _prepare_sqlite(connection: Any, record: Any) -> None:  # noqa: ANN401  (whatever the driver hands out)
+    del record
+    # Transactions are begun by _begin_sqlite: the driver's own begin too late to read and then write safely.
+    connection.isolation_level = None
+    cursor = connection.cursor()
+    for pragma in (
+        "journal_mode=WAL",
+        "synchronous=FULL",
+        "foreign_keys=ON",
+        f"busy_timeout={BUSY_SECONDS * 1000:.0f}",
+    ):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    writes = connection.get_execution_options().get("writes", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+@contextmanager
+def writing(engine: Engine) -> Iterator[Connection]:
+    """Open a transaction that writes, and commit it where the block ends well.
+
+    Raises:
+        LedgerUnavailableError: the database does not answer; nothing of the block was kept.
+    """
+    with answering(engine), engine.connect().execution_options(writes=True) as connection, connection.begin():
+        yield connection
+
+
+@contextmanager
+def reading(engine: Engine) -> Iterator[Connection]:
+    """Open a transaction that reads one state of the database.
+
+    Raises:
+        LedgerUnavailableError: the database does not answer.
+    """
+    options = {"isolation_level": "REPEATABLE READ"} if engine.dialect.name == "postgresql" else {}
+    with answering(engine), engine.connect().execution_options(**options) as connection, connection.begin():
+        yield connection
+
+
+@contextmanager
+def answering(engine: Engine) -> Iterator[None]:
+    """Turn the driver's errors of connection into the ledger's own; no address or password is in the message."""
+    try:
+        yield
+    except (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.TimeoutError) as error:
+        kind = engine.dialect.name
+        raise LedgerUnavailableError(
+            f"the ledger's {kind} database does not answer: {_first_line(error)}"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    original = getattr(error, "orig", None) or error
+    return next(iter(str(original).splitlines()), type(original).__name__)
+
+
+def _migrate(engine: Engine) -> None:
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    with writing(engine) as connection:
+        if engine.dialect.name == "postgresql":
+            # Two processes that start at once would both create the tables.
+            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(MIGRATION_LOCK)))
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+
+
+MIGRATION_LOCK = 7_431_980
+
+
+__all__ = ["Clock", "open_database", "reading", "utc_now", "writing"]

@@ -1,0 +1,102 @@
+"""The tables. Timestamps of series (`ds`, `cutoff`) and moments (`known_at`, `issued_at`, ...) are microseconds.
+
+Both are counted from 1970: a series' timestamp as the panel has it (an instant in UTC, or a date), a moment in
+UTC. Integers order and compare alike in SQLite and PostgreSQL, and become numpy arrays without parsing.
+"""
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    SmallInteger,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+Key = BigInteger().with_variant(Integer, "sqlite")
+"""SQLite numbers rows by itself in a column that is an INTEGER and nothing else."""
+
+datasets = Table(
+    "datasets",
+    metadata,
+    Column("dataset", String(64), primary_key=True),
+    Column("last_known_at", BigInteger, nullable=False),
+)
+
+series = Table(
+    "series",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("dataset", String(64), nullable=False),
+    Column("unique_id", String(256), nullable=False),
+    Column("column", String(256), nullable=False),
+    UniqueConstraint("dataset", "unique_id", "column"),
+)
+
+observations = Table(
+    "observations",
+    metadata,
+    Column("series_id", Integer, ForeignKey("series.id"), primary_key=True),
+    Column("ds", BigInteger, primary_key=True),
+    Column("known_at", BigInteger, primary_key=True),
+    Column("value", Double, nullable=True),
+    # The key is the table: the rows of a series lie together, in the order they are read in.
+    sqlite_with_rowid=False,
+)
+
+labels = Table(
+    "labels",
+    metadata,
+    Column("dataset", String(64), primary_key=True),
+    Column("unique_id", String(256), primary_key=True),
+    Column("name", String(256), primary_key=True),
+    Column("known_at", BigInteger, primary_key=True),
+    Column("label", String(256), nullable=False),
+)
+
+forecasts = Table(
+    "forecasts",
+    metadata,
+    Column("id", Key, primary_key=True),
+    Column("forecast_id", String(64), nullable=False),
+    Column("position", Integer, nullable=False),
+    Column("batch_id", String(64), nullable=False),
+    Column("issued_at", BigInteger, nullable=False),
+    Column("dataset", String(64), nullable=False),
+    Column("model", String(64), nullable=False),
+    Column("version", String(32), nullable=False),
+    Column("role", String(16), nullable=False),
+    Column("unique_id", String(256), nullable=False),
+    Column("cutoff", BigInteger, nullable=False),
+    Column("ends", BigInteger, nullable=False),
+    Column("horizon", Integer, nullable=False),
+    Column("status", String(16), nullable=False),
+    Column("reason", Text, nullable=True),
+    Column("data_digest", String(64), nullable=False),
+    Column("ds", LargeBinary, nullable=False),
+    Column("quantiles", LargeBinary, nullable=False),
+    Column("issued", LargeBinary, nullable=False),
+    Column("adjustment", LargeBinary, nullable=True),
+    Column("inputs", LargeBinary, nullable=False),
+    Column("scored", SmallInteger, nullable=False, server_default="0"),
+    UniqueConstraint("forecast_id", "position"),
+    Index(None, "model", "unique_id", "cutoff"),
+    Index(None, "scored", "ends"),
+    Index(None, "issued_at"),
+)

@@ -181,7 +181,7 @@ def test_a_database_that_does_not_answer_is_said_so_without_its_password() -> No
 
 @pytest.mark.parametrize("url", ["mysql://host/db", "no url at all"])
 def test_another_kind_of_database_is_refused(url: str) -> None:
-    with pytest.raises(LedgerError, match="SQLite|sqlite"):
+    with pytest.raises(LedgerError, match=r"SQLite|sqlite"):
         open_ledger(url)
 
 

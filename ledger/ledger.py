@@ -5,10 +5,12 @@ from functools import cached_property
 
 from sqlalchemy.engine import Engine
 
+from ledger.adjustments import AdjustmentStore
 from ledger.database import open_database
 from ledger.forecasts import ForecastStore
 from ledger.moments import Clock, utc_now
 from ledger.observations import ObservationStore
+from ledger.scores import ScoreStore
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,16 @@ class Ledger:
     def forecasts(self) -> ForecastStore:
         """What was forecast."""
         return ForecastStore(self.engine)
+
+    @cached_property
+    def scores(self) -> ScoreStore:
+        """How right the forecasts were."""
+        return ScoreStore(self.engine, self.clock)
+
+    @cached_property
+    def adjustments(self) -> AdjustmentStore:
+        """What is added to forecasts to keep their intervals honest."""
+        return AdjustmentStore(self.engine, self.clock)
 
     def close(self) -> None:
         """Close every connection."""

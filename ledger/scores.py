@@ -562,7 +562,8 @@ def _sum_scores(
         key, sums = told[: len(by)], told[len(by) :]
         # Without a group there is one row, of nothing where nothing is scored.
         if sums[0]:
-            found[key] = totals.Sums(*sums[:7], tuple(map(float, sums[7:])))
+            found[key] = totals.Sums(*sums[:7])
+            found[key].inside = tuple(map(float, sums[7:]))
     return found
 
 

@@ -104,16 +104,15 @@ def retire(connection: Connection, numbers: Sequence[int]) -> None:
     )
     known = _read_totals(connection, frame)
     rows = []
-    keys_of_rows: list[tuple[Any, ...]] = sums.index.to_list()
-    for key, row in zip(keys_of_rows, sums.to_dict("records"), strict=True):
+    for key, record in zip(sums.index.to_list(), sums.to_dict("records"), strict=True):
+        row: dict[str, Any] = {str(name): value for name, value in record.items()}
         before = known.get(key)
         if before is not None:
             row = {**row, **{name: row[name] + before[name] for name in _SUMS}}
             row["tail"] = max(row["tail"], before["tail"])
             row["pit"] = row["pit"] + np.frombuffer(before["pit"], dtype="<u4")
         row["pit"] = row["pit"].astype("<u4").tobytes()
-        named: dict[str, Any] = dict(zip(_KEY, key, strict=True))
-        rows.append({**named, **row})
+        rows.append({**dict(zip(_KEY, key, strict=True)), **row})
     matches = [score_totals.c[name] == sa.bindparam(f"k_{name}") for name in _KEY]
     keys = [{f"k_{name}": row[name] for name in _KEY} for row in rows]
     connection.execute(sa.delete(score_totals).where(*matches), keys)

@@ -9,6 +9,7 @@ from ledger.database import open_database
 from ledger.forecasts import ForecastStore
 from ledger.moments import Clock, utc_now
 from ledger.observations import ObservationStore
+from ledger.runs import RunStore
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,11 @@ class Ledger:
     def forecasts(self) -> ForecastStore:
         """What was forecast."""
         return ForecastStore(self.engine)
+
+    @cached_property
+    def runs(self) -> RunStore:
+        """Every retraining, and the jobs they are of."""
+        return RunStore(self.engine, self.clock)
 
     def close(self) -> None:
         """Close every connection."""

@@ -100,3 +100,36 @@ forecasts = Table(
     Index(None, "scored", "ends"),
     Index(None, "issued_at"),
 )
+
+runs = Table(
+    "runs",
+    metadata,
+    Column("key", String(128), primary_key=True),
+    Column("job", String(64), nullable=False),
+    Column("trigger", String(16), nullable=False),
+    Column("cause", Text, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("requested_at", BigInteger, nullable=False),
+    Column("started_at", BigInteger, nullable=True),
+    Column("ended_at", BigInteger, nullable=True),
+    Column("worker", String(128), nullable=True),
+    Column("forced", SmallInteger, nullable=False, server_default="0"),
+    Column("data_digest", String(64), nullable=True),
+    Column("config_digest", String(64), nullable=True),
+    Column("version", String(32), nullable=True),
+    Column("decision", String(32), nullable=True),
+    Column("reason", Text, nullable=True),
+    Column("error", Text, nullable=True),
+    Index(None, "job", "requested_at"),
+    Index(None, "state"),
+)
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("config_digest", String(64), nullable=False),
+    Column("schedule", Text, nullable=True),
+    Column("next_tick", BigInteger, nullable=True),
+    Column("updated_at", BigInteger, nullable=False),
+)

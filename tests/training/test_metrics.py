@@ -94,3 +94,44 @@ def test_metrics_of_nothing_are_missing() -> None:
     nothing = np.full((1, 2), np.nan)
     assert np.isnan(metrics.mae(nothing, FORECAST[:1, :2]))
     assert np.isnan(metrics.directional_accuracy(nothing, FORECAST[:1, :2], np.array([1.0])))
+
+
+def test_the_interval_of_a_coverage_is_wilsons_where_targets_are_independent() -> None:
+    """80 of 100 cutoffs of one step inside: the score interval, by hand from Wilson (1927)."""
+    actual = np.zeros((100, 1))
+    low = np.where(np.arange(100) % 5 == 0, 1.0, -1.0)[:, None]
+
+    found = metrics.coverage_interval(actual, low, np.full((100, 1), 2.0), np.arange(100))
+
+    # The variance between cutoffs is the binomial one but for the sample's 99 in place of 100.
+    n, z, share = 99.0, 1.959964, 0.8
+    middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * (share * (1 - share) / n + z**2 / (4 * n**2)) ** 0.5
+    assert found == pytest.approx((middle - half, middle + half), abs=1e-6)
+
+
+def test_series_that_are_missed_together_count_as_one() -> None:
+    """Ten series that are inside or outside as a whole say no more than one series does."""
+    one = np.where(np.arange(60) % 5 == 0, 1.0, -1.0)[:, None]
+    together, cutoffs = np.tile(one, (10, 1)), np.tile(np.arange(60), 10)
+    spread = np.random.default_rng(1).permutation(together[:, 0])[:, None]
+
+    def width_of(low: np.ndarray, cutoff_B: np.ndarray) -> float:
+        high = np.full_like(low, 2.0)
+        bottom, top = metrics.coverage_interval(np.zeros_like(low), low, high, cutoff_B)
+        return top - bottom
+
+    assert width_of(together, cutoffs) == pytest.approx(width_of(one, np.arange(60)), rel=1e-9)
+    assert width_of(spread, cutoffs) < 0.6 * width_of(together, cutoffs)
+
+
+def test_cutoffs_whose_forecasts_overlap_say_less() -> None:
+    inside = np.where(np.arange(100) % 5 == 0, 1.0, -1.0)[:, None] * np.ones(4)
+    high, actual = np.full((100, 4), 2.0), np.zeros((100, 4))
+
+    def width_of(apart: int) -> float:
+        bottom, top = metrics.coverage_interval(actual, inside, high, apart * np.arange(100))
+        return top - bottom
+
+    assert width_of(1) > 1.7 * width_of(4)
+    assert width_of(4) == width_of(8)

@@ -1,0 +1,116 @@
+"""Issued forecasts: kept as they were, with all it takes to compute them again."""
+
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from forecasting.covariates import Covariates
+from ledger.forecasts import ForecastInputs, IssuedForecast, inputs_of, restore_covariates
+from ledger.ledger import Ledger
+
+DAYS = pd.date_range("2024-01-01", periods=5).as_unit("us").to_numpy()
+ISSUED_AT = datetime(2024, 1, 3, 12, tzinfo=UTC)
+
+
+def issued(unique_id: str = "pump-7", position: int = 0, **changes: object) -> IssuedForecast:
+    rng = np.random.default_rng(position)
+    fields: dict[str, object] = {
+        "forecast_id": "f-1",
+        "position": position,
+        "batch_id": "f-1",
+        "issued_at": ISSUED_AT,
+        "dataset": "plant",
+        "model": "pumps",
+        "version": "3",
+        "role": "champion",
+        "unique_id": unique_id,
+        "cutoff": DAYS[2],
+        "ds_H": DAYS[3:],
+        "quantiles": (0.1, 0.5, 0.9),
+        "values_HQ": rng.normal(size=(2, 3)),
+        "adjustment_HQ": None,
+        "inputs": ForecastInputs(np.array([1.0, np.nan, 1 / 3])),
+    }
+    return IssuedForecast(**{**fields, **changes})  # type: ignore[arg-type]
+
+
+def test_a_forecast_comes_back_bit_for_bit(ledger: Ledger) -> None:
+    adjusted = issued("b", 1, adjustment_HQ=np.full((2, 3), 0.1), status="degraded", reason="too short")
+    assert ledger.forecasts.append([issued("a"), adjusted]) == 2
+
+    one, other = ledger.forecasts.find("f-1")
+
+    for kept, told in ((one, issued("a")), (other, adjusted)):
+        np.testing.assert_array_equal(kept.values_HQ, told.values_HQ)
+        np.testing.assert_array_equal(kept.inputs.y_L, told.inputs.y_L)
+        np.testing.assert_array_equal(kept.ds_H, told.ds_H)
+        assert kept.cutoff == told.cutoff
+        for name in ("unique_id", "version", "role", "issued_at", "quantiles", "status", "reason", "horizon"):
+            assert getattr(kept, name) == getattr(told, name)
+    assert one.adjustment_HQ is None
+    np.testing.assert_array_equal(other.adjustment_HQ, adjusted.adjustment_HQ)
+
+
+def test_a_forecast_once_issued_is_not_changed(ledger: Ledger) -> None:
+    ledger.forecasts.append([issued()])
+
+    assert ledger.forecasts.append([issued(values_HQ=np.zeros((2, 3))), issued("b", 1)]) == 1
+
+    np.testing.assert_array_equal(ledger.forecasts.find("f-1")[0].values_HQ, issued().values_HQ)
+
+
+def test_inputs_with_covariates_become_the_arguments_of_predict_again(ledger: Ledger) -> None:
+    y_BL = np.array([[1.0, 2.0], [3.0, np.nan]])
+    told = Covariates(
+        cutoff_B=pd.DatetimeIndex(DAYS[1:3]),
+        past_BLP=np.arange(4.0).reshape(2, 2, 1),
+        future_BTF=np.arange(8.0).reshape(2, 4, 1),
+        static={"site": ("north", "west")},
+    )
+    kept = [issued(str(b), b, inputs=inputs, cutoff=DAYS[1 + b]) for b, inputs in enumerate(inputs_of(y_BL, told))]
+    ledger.forecasts.append(kept)
+
+    back = restore_covariates(ledger.forecasts.batch("f-1"))
+
+    assert back is not None
+    assert back.cutoff_B.tolist() == told.cutoff_B.tolist()
+    np.testing.assert_array_equal(back.past_BLP, told.past_BLP)
+    np.testing.assert_array_equal(back.future_BTF, told.future_BTF)
+    assert back.static == told.static
+
+
+def test_the_time_of_the_cutoff_alone_is_a_covariate_too(ledger: Ledger) -> None:
+    (shown,) = inputs_of(np.ones((1, 2)), Covariates(pd.DatetimeIndex(DAYS[2:3])))
+    ledger.forecasts.append([issued(inputs=shown)])
+
+    back = restore_covariates(ledger.forecasts.batch("f-1"))
+
+    assert back is not None
+    assert back.cutoff_B[0] == pd.Timestamp(DAYS[2])
+    assert back.past_BLP is None
+
+
+def test_no_covariates_are_none(ledger: Ledger) -> None:
+    ledger.forecasts.append([issued()])
+    assert restore_covariates(ledger.forecasts.batch("f-1")) is None
+
+
+@pytest.mark.parametrize(
+    "change", [{"y_L": np.array([1.0, 2.0])}, {"static": {"site": "x"}}, {"has_covariates": True}]
+)
+def test_the_digest_is_that_of_everything_shown(change: dict[str, object]) -> None:
+    shown = ForecastInputs(np.array([1.0, np.nan]))
+    assert shown.digest() == ForecastInputs(np.array([1.0, np.nan])).digest()
+    assert shown.digest() != replace(shown, **change).digest()  # type: ignore[arg-type]
+
+
+def test_the_newest_forecasts_of_a_series_come_first(ledger: Ledger) -> None:
+    ledger.forecasts.append([issued(forecast_id=f"f-{k}", cutoff=DAYS[k]) for k in (1, 2, 0)])
+    ledger.forecasts.append([issued(forecast_id="shadow", role="shadow"), issued("other", 1)])
+
+    found = ledger.forecasts.of_series("pumps", "pump-7", role="champion", limit=2)
+
+    assert [one.forecast_id for one in found] == ["f-2", "f-1"]

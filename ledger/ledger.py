@@ -6,6 +6,7 @@ from functools import cached_property
 from sqlalchemy.engine import Engine
 
 from ledger.database import open_database
+from ledger.decisions import DecisionStore
 from ledger.forecasts import ForecastStore
 from ledger.moments import Clock, utc_now
 from ledger.observations import ObservationStore
@@ -33,6 +34,11 @@ class Ledger:
     def runs(self) -> RunStore:
         """Every retraining, and the jobs they are of."""
         return RunStore(self.engine, self.clock)
+
+    @cached_property
+    def decisions(self) -> DecisionStore:
+        """What was decided about versions, and why."""
+        return DecisionStore(self.engine, self.clock)
 
     def close(self) -> None:
         """Close every connection."""

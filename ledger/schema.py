@@ -133,3 +133,21 @@ jobs = Table(
     Column("next_tick", BigInteger, nullable=True),
     Column("updated_at", BigInteger, nullable=False),
 )
+
+decisions = Table(
+    "decisions",
+    metadata,
+    Column("id", Key, primary_key=True),
+    Column("key", String(256), nullable=False),
+    Column("decided_at", BigInteger, nullable=False),
+    Column("model", String(64), nullable=False),
+    Column("version", String(32), nullable=False),
+    Column("against", String(32), nullable=True),
+    Column("action", String(16), nullable=False),
+    Column("by", String(128), nullable=False),
+    Column("kind", String(16), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("numbers", Text, nullable=False),
+    UniqueConstraint("key"),
+    Index(None, "model", "id"),
+)

@@ -138,7 +138,7 @@ def _check_columns(rows: pd.DataFrame, static: Sequence[str]) -> list[str]:
 
 
 def _encodable(raw: pd.Series) -> pd.Series:
-    """Return the column with half characters, which JSON can smuggle in and nothing can store, made control ones."""
+    """Return the column with half characters, which JSON can carry and nothing can store, made control ones."""
     if raw.dtype != object:
         return raw
     return pd.Series(

@@ -8,14 +8,16 @@ from typing import Any
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
+from alembic.util import CommandError
 from sqlalchemy.engine import Connection, Engine
 
 from forecasting.errors import LedgerError, LedgerUnavailableError
-from ledger.moments import Clock, utc_now
 
 BUSY_SECONDS = 30.0
 """Seconds a writer waits for another one before it gives up (SQLite)."""
 CONNECT_SECONDS = 5
+MIGRATION_LOCK = 7_431_980
+"""Number of the lock that lets one process at a time change the tables (PostgreSQL)."""
 
 
 def open_database(url: str) -> Engine:
@@ -29,8 +31,11 @@ def open_database(url: str) -> Engine:
         LedgerUnavailableError: the database does not answer.
     """
     engine = _create_engine(url)
-    with answering(engine):
-        _migrate(engine)
+    try:
+        with answering(engine):
+            _migrate(engine)
+    except sa.exc.DatabaseError as error:
+        raise LedgerError(f"the ledger cannot be opened: {_first_line(error)}") from error
     return engine
 
 
@@ -123,10 +128,7 @@ def _migrate(engine: Engine) -> None:
             # Two processes that start at once would both create the tables.
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(MIGRATION_LOCK)))
         config.attributes["connection"] = connection
-        command.upgrade(config, "head")
-
-
-MIGRATION_LOCK = 7_431_980
-
-
-__all__ = ["Clock", "open_database", "reading", "utc_now", "writing"]
+        try:
+            command.upgrade(config, "head")
+        except CommandError as error:
+            raise LedgerError(f"this ledger was written by a newer version of Hindcast: {error}") from error

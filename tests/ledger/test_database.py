@@ -1,0 +1,82 @@
+"""The database: its tables are those of the schema, however old it was, and it comes back after an outage."""
+
+import multiprocessing
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+
+from forecasting.errors import LedgerError, LedgerUnavailableError
+from ledger.database import open_database, writing
+from ledger.ledger import Ledger, open_ledger
+from ledger.schema import metadata
+from tests.conftest import POSTGRES
+
+ONE = pd.DataFrame({"unique_id": ["a"], "ds": [pd.Timestamp("2024-01-01")], "y": [1.0]})
+
+
+def test_the_migrations_make_the_tables_of_the_schema(ledger: Ledger) -> None:
+    with ledger.engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        assert compare_metadata(context, metadata) == []
+
+
+def test_a_ledger_of_a_newer_version_is_refused(ledger: Ledger, ledger_url: str) -> None:
+    with writing(ledger.engine) as connection:
+        connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(LedgerError, match="newer version of Hindcast"):
+        open_database(ledger_url)
+
+
+def _open_and_append(url: str, k: int) -> None:
+    opened = open_ledger(url)
+    opened.observations.append("plant", ONE.assign(y=float(k)))
+    opened.close()
+
+
+def test_processes_that_open_a_new_ledger_at_one_time_do_not_collide(ledger_url: str) -> None:
+    spawn = multiprocessing.get_context("spawn")
+    processes = [spawn.Process(target=_open_and_append, args=(ledger_url, k)) for k in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    opened = open_ledger(ledger_url)
+    assert len(opened.observations.revisions("plant", "a")) == 3
+    opened.close()
+
+
+@pytest.mark.postgres
+def test_a_database_that_was_away_is_found_again(postgres_url: str) -> None:
+    import psycopg
+
+    name = postgres_url.rsplit("/", 1)[1]
+    ledger = open_ledger(postgres_url)
+    ledger.observations.append("plant", ONE)
+    with psycopg.connect(POSTGRES, autocommit=True) as admin:
+        admin.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS false')
+        admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", (name,))
+        with pytest.raises(LedgerUnavailableError):
+            ledger.observations.append("plant", ONE.assign(y=2.0))
+        admin.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true')
+    ledger.observations.append("plant", ONE.assign(y=3.0))
+    np.testing.assert_array_equal(ledger.observations.revisions("plant", "a")["value"], [1.0, 3.0])
+    ledger.close()
+
+
+def test_a_transaction_that_fails_leaves_nothing(ledger: Ledger) -> None:
+    with pytest.raises(ZeroDivisionError), writing(ledger.engine) as connection:
+        connection.execute(sa.text("INSERT INTO datasets VALUES ('plant', 1)"))
+        _ = 1 / 0
+    assert ledger.observations.datasets() == []
+
+
+def test_a_file_that_is_no_database_is_said_so(tmp_path: Path) -> None:
+    (tmp_path / "ledger.db").write_text("not a database, and long enough to be looked at" * 50)
+    with pytest.raises(LedgerError, match="cannot be opened: file is not a database"):
+        open_ledger(f"sqlite:///{tmp_path}/ledger.db")

@@ -8,6 +8,7 @@ from sqlalchemy.engine import Engine
 from ledger.database import open_database
 from ledger.decisions import DecisionStore
 from ledger.forecasts import ForecastStore
+from ledger.ingested import IngestedStore
 from ledger.moments import Clock, utc_now
 from ledger.observations import ObservationStore
 from ledger.runs import RunStore
@@ -24,6 +25,11 @@ class Ledger:
     def observations(self) -> ObservationStore:
         """What was observed, and when it became known."""
         return ObservationStore(self.engine, self.clock)
+
+    @cached_property
+    def ingested(self) -> IngestedStore:
+        """Which files and rows of other databases were taken in."""
+        return IngestedStore(self.engine, self.observations)
 
     @cached_property
     def forecasts(self) -> ForecastStore:

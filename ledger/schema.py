@@ -70,6 +70,28 @@ labels = Table(
     Column("label", String(256), nullable=False),
 )
 
+ingested = Table(
+    "ingested",
+    metadata,
+    Column("dataset", String(64), primary_key=True),
+    Column("checksum", String(64), primary_key=True),
+    Column("name", String(256), nullable=False),
+    Column("known_at", BigInteger, nullable=False),
+    Column("new", Integer, nullable=False),
+    Column("revised", Integer, nullable=False),
+    Column("unchanged", Integer, nullable=False),
+    Column("refused", Integer, nullable=False),
+)
+
+watermarks = Table(
+    "watermarks",
+    metadata,
+    Column("dataset", String(64), primary_key=True),
+    Column("source", String(64), primary_key=True),
+    Column("watermark", String(64), nullable=False),
+    Column("known_at", BigInteger, nullable=False),
+)
+
 forecasts = Table(
     "forecasts",
     metadata,

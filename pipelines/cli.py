@@ -124,17 +124,45 @@ def backtest_command(
 
 
 @app.command("retrain")
-def retrain_command(job: JobFile) -> None:
+def retrain_command(
+    job: JobFile,
+    key: Annotated[
+        str | None, typer.Option(help="Names this run: called again with it, what it came to is shown.")
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Train also where nothing changed since the last run.")
+    ] = False,
+) -> None:
     """Train a job, publish the best candidate, and promote it if the gate says so.
 
     The gate: better than the seasonal naive, and not worse than the champion on the same cutoffs. Its decision
     and reason are printed and written to the version's tags. Not promoting is not a failure.
 
-    Example: `hindcast retrain jobs/sp500.yaml`
+    Where neither the data nor the job changed since the last run, the run is skipped and says so.
+
+    Example: `hindcast retrain jobs/sp500.yaml --key sp500-monday`
     """
     from pipelines import commands
 
-    commands.retrain_job(read_settings(), job)
+    commands.retrain_job(read_settings(), job, key, force=force)
+
+
+@app.command("runs")
+def runs_command(
+    job: Annotated[str | None, typer.Argument(metavar="[JOB]", help="Name of a job. Default: all.")] = None,
+    state: Annotated[
+        str | None, typer.Option(help="Only runs that are queued, running, done, skipped or failed.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Most runs shown, the newest.")] = 20,
+    as_json: Annotated[bool, typer.Option("--json", help="One line of JSON for each run.")] = False,
+) -> None:
+    """Show what was retrained, is and failed, who asked for it, and why it came to what it came to.
+
+    Example: `hindcast runs sp500 --state failed`
+    """
+    from pipelines import commands
+
+    commands.list_runs(read_settings(), job, state, limit, as_json=as_json)
 
 
 @app.command("search")

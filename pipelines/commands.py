@@ -1,16 +1,20 @@
 """What each command does, given its arguments. `cli.py` imports this only when a command runs."""
 
+import json
 import logging
 import os
+import platform
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pandas as pd
 from pydantic import TypeAdapter
 
-from forecasting.errors import InputError
+from forecasting.errors import HindcastError, InputError
 from forecasting.frame import forecast_frame
 from forecasting.registry import (
     TAG_DECISION,
@@ -22,9 +26,11 @@ from forecasting.registry import (
     rollback,
 )
 from ledger.ledger import open_ledger
+from ledger.runs import PATIENCE, STATES, RunRecord, State
 from pipelines.console import out, print_forecast, print_leaderboard, print_table, reporting
 from pipelines.ingest import ingest_job, tell_refusals
-from pipelines.retrain import Outcome, backtest, backtest_of, retrain, train
+from pipelines.recorded import describe, retrain_recorded
+from pipelines.retrain import Outcome, backtest, backtest_of, train
 from pipelines.run import Run, new_run, use_threads
 from pipelines.schedule import Worker, find_jobs
 from pipelines.search import search, show_setting
@@ -49,9 +55,74 @@ def train_job(settings: PipelineSettings, job: Path) -> None:
     out.print(f"registered {outcome.job} version {outcome.version} as challenger", markup=False)
 
 
-def retrain_job(settings: PipelineSettings, job: Path) -> None:
-    """Train, publish, let the gate decide, and print the leaderboard."""
-    _train_with(settings, job, retrain)
+def retrain_job(settings: PipelineSettings, job: Path, key: str | None = None, *, force: bool = False) -> None:
+    """Train, publish, let the gate decide, and print the leaderboard; once for a key, and where something changed.
+
+    Raises:
+        HindcastError: the retraining failed, now or when it was first asked for under this key.
+    """
+    ledger = open_ledger(settings.ledger)
+    with reporting() as reporter:
+        run = new_run(job, settings, reporter, key)
+        ledger.runs.request(run.job.name, "command", "a command", run.key, force=force)
+        try:
+            outcome = retrain_recorded(run, ledger.runs, f"{platform.node()}:{os.getpid()}")
+        finally:
+            run.discard()
+    if outcome is not None:
+        metric = run.job.gate.metric
+        print_leaderboard(outcome.job, outcome.leaderboard(metric), metric, outcome.report["best"])
+        return
+    record = ledger.runs.get(run.key)
+    if record is not None and record.state == "failed":
+        raise HindcastError(describe(record))
+    if record is not None:
+        out.print(describe(record), markup=False)
+
+
+def list_runs(
+    settings: PipelineSettings, job: str | None, state: str | None, limit: int, *, as_json: bool = False
+) -> None:
+    """Print runs, the newest first.
+
+    Raises:
+        InputError: there is no such state.
+    """
+    found: State | None = next((known for known in STATES if known == state), None)
+    if state is not None and found is None:
+        raise InputError(f"--state is one of {', '.join(STATES)}, not {state!r}")
+    records = open_ledger(settings.ledger).runs.list(job, found, limit)
+    if as_json:
+        for record in records:
+            out.print(json.dumps(asdict(record), default=_in_iso), markup=False, soft_wrap=True, highlight=False)
+        return
+    if not records:
+        out.print("no such run" if job or state else "nothing was retrained yet", markup=False)
+        return
+    titles = ["run", "job", "asked", "took", "state", "version", "because of", "why"]
+    print_table("runs", titles, [_run_row(record) for record in records])
+
+
+def _run_row(record: RunRecord) -> list[str]:
+    took = record.ended_at - record.started_at if record.ended_at and record.started_at else None
+    version = f"{record.version} {record.decision or ''}".strip() if record.version else ""
+    why = record.error or record.reason or ""
+    if record.state == "running" and record.seen_at is not None and datetime.now(UTC) - record.seen_at > PATIENCE:
+        why = f"no sign of {record.worker} since {record.seen_at:%Y-%m-%d %H:%M}"
+    return [
+        record.key,
+        record.job,
+        f"{record.requested_at:%Y-%m-%d %H:%M}",
+        f"{took.total_seconds():.0f} s" if took is not None else "",
+        record.state,
+        version,
+        f"{record.trigger}: {record.cause}",
+        why,
+    ]
+
+
+def _in_iso(value: object) -> str:
+    return value.isoformat() if isinstance(value, datetime) else str(value)
 
 
 def backtest_job(

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from forecasting.artifact import load_artifact, save_artifact
 from forecasting.errors import (
     ArtifactError,
+    HindcastError,
     ModelNotFoundError,
     RegistryError,
     RegistryUnavailableError,
@@ -128,9 +129,13 @@ class Outcome:
 
 def retrain(run: Run, step: StepRunner = run_now) -> Outcome:
     """Train a job's candidates, publish the best, and make it the champion if the gate says so."""
-    data = step("load", load_data, run)
+    return retrain_loaded(run, step("load", load_data, run), step)
+
+
+def retrain_loaded(run: Run, data: str, step: StepRunner = run_now) -> Outcome:
+    """Do all of a retraining that comes after the loading; `data` describes what was loaded."""
     parent = step("track", open_tracking, run)
-    with _closing(run, parent):
+    with _closing(run, parent, step):
         fitted = [step(f"fit {name}", fit_forecaster, run, parent, name) for name in run.networks]
         report = step("backtest", backtest_all, run, fitted)
         with _carrying_through(run):
@@ -163,15 +168,19 @@ def backtest(run: Run) -> Outcome:
 
 
 @contextmanager
-def _closing(run: Run, parent: str) -> Iterator[None]:
+def _closing(run: Run, parent: str, step: StepRunner = run_now) -> Iterator[None]:
     """Close the parent run as what it came to: finished, failed or interrupted."""
     try:
         yield
-    except BaseException as error:
-        with suppress(RegistryError):
-            run.tracker.end_run(parent, "FAILED" if isinstance(error, Exception) else "KILLED")
+    except Exception:
+        with suppress(HindcastError):
+            step("close", close_tracking, run, parent, "FAILED")
         raise
-    run.tracker.end_run(parent)
+    except BaseException:
+        with suppress(RegistryError):
+            close_tracking(run, parent, "KILLED")
+        raise
+    step("close", close_tracking, run, parent, "FINISHED")
 
 
 @contextmanager
@@ -199,6 +208,11 @@ def _carrying_through(run: Run) -> Iterator[None]:
 def open_tracking(run: Run) -> str:
     """Open the parent run in MLflow and return its id."""
     return run.tracker.start_training(run.panel, {TAG_RUN_KEY: run.key})
+
+
+def close_tracking(run: Run, parent: str, status: str) -> None:
+    """Close the parent run in MLflow."""
+    run.tracker.end_run(parent, status)
 
 
 def fit_forecaster(run: Run, parent: str | None, name: str) -> Fitted:

@@ -140,13 +140,13 @@ def use_threads(settings: PipelineSettings) -> None:
         torch.set_num_threads(settings.training_threads)
 
 
-def new_run(job_file: Path, settings: PipelineSettings, reporter: Reporter) -> Run:
-    """Start a run of a job file under a key of its own.
+def new_run(job_file: Path, settings: PipelineSettings, reporter: Reporter, key: str | None = None) -> Run:
+    """Start a run of a job file, under a key of its own where none is given.
 
     Raises:
         JobError: the job file is not valid.
     """
     job = load_job(job_file)
     use_threads(settings)
-    key = f"{job.name}-{datetime.now(UTC):%Y%m%dT%H%M%S%f}"
+    key = key or f"{job.name}-{datetime.now(UTC):%Y%m%dT%H%M%S%f}"
     return Run(job_file.read_text(encoding="utf-8"), job_file.parent.absolute(), key, settings, reporter)

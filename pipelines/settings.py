@@ -36,6 +36,18 @@ class PipelineSettings(BaseSettings):
         pattern=r"^[A-Za-z0-9_.-]{1,64}$",
         description="Name of this worker; workers that share a database differ in it.",
     )
+    retries: int = Field(
+        6,
+        ge=0,
+        le=100,
+        description="How often the worker tries a step again after a source or store did not answer.",
+    )
+    retry_seconds: float = Field(
+        2.0,
+        gt=0,
+        le=3600,
+        description="Seconds before the first of these tries; doubled every time, up to a minute.",
+    )
     training_threads: int = Field(0, ge=0, le=1024, description="CPU threads training uses; 0 is one a core.")
 
     @property

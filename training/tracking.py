@@ -164,6 +164,7 @@ class Tracker:
         query = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
         for run in self._client.search_runs([self._experiment_id], query):
             if run.info.status == "RUNNING":
+                self._close_leftovers({"mlflow.parentRunId": str(run.info.run_id)})
                 self._client.set_terminated(run.info.run_id, "KILLED")
 
     @contextmanager

@@ -55,21 +55,29 @@ class FanOut:
     def map(self, function: Callable[..., R], tasks: Tasks, *, aloud: bool = True) -> dict[str, R]:
         """Call a function for every task, as `map_tasks` does; not `aloud`, nothing is said of those that end."""
         if self._parallel is None:
-            return {name: self._here(function, name, arguments) for name, arguments in tasks.items()}
+            return self._map_here(function, tasks, aloud=aloud)
         results: dict[str, R] = {}
         with closing(self._parallel(self._calls(function, tasks))) as answers:
             for answer in answers:
                 results[answer.name] = self._take(answer)
                 if aloud:
-                    self._reporter.say(f"{answer.name}: done ({len(results)} of {len(tasks)})")
+                    self._say_done(answer.name, len(results), tasks)
         return {name: results[name] for name in tasks}
 
-    def _here(self, function: Callable[..., R], name: str, arguments: tuple[Any, ...]) -> R:
-        try:
-            return function(self._reporter, *arguments)
-        except HindcastError as error:
-            self._reporter.say(f"{name} failed: {error}")
-            raise
+    def _map_here(self, function: Callable[..., R], tasks: Tasks, *, aloud: bool) -> dict[str, R]:
+        results: dict[str, R] = {}
+        for name, arguments in tasks.items():
+            try:
+                results[name] = function(self._reporter, *arguments)
+            except HindcastError as error:
+                self._reporter.say(f"{name} failed: {error}")
+                raise
+            if aloud:
+                self._say_done(name, len(results), tasks)
+        return results
+
+    def _say_done(self, name: str, count: int, tasks: Tasks) -> None:
+        self._reporter.say(f"{name}: done ({count} of {len(tasks)})")
 
     def _calls(self, function: Callable[..., R], tasks: Tasks) -> Iterator[Any]:
         threads, root = threads_each(self._settings), self._settings.artifact_root

@@ -74,7 +74,7 @@ def test_one_at_a_time_is_this_process_and_its_own_reporter(settings: PipelineSe
     listener = Listener()
     results = map_tasks(tell, {"a": ("a",), "b": ("b",)}, settings, listener)
     assert {process for _, process, _ in results.values()} == {os.getpid()}
-    assert listener.lines == ["told a", "told b"]
+    assert listener.lines == ["told a", "a: done (1 of 2)", "told b", "b: done (2 of 2)"]
 
 
 @pytest.mark.parametrize("fan_out", [1, 2])

@@ -27,6 +27,7 @@ from forecasting.registry import (
 )
 from ledger.ledger import open_ledger
 from ledger.runs import PATIENCE, STATES, RunRecord, State
+from pipelines.batch import BatchOrder, forecast_batch
 from pipelines.console import out, print_forecast, print_leaderboard, print_table, reporting
 from pipelines.ingest import ingest_job, tell_refusals
 from pipelines.recorded import describe, retrain_recorded
@@ -245,6 +246,34 @@ def forecast_file(
         frame.to_parquet(to, index=False)
     else:
         frame.to_csv(to, index=False)
+
+
+def forecast_panel_in_parts(
+    settings: PipelineSettings,
+    model: str,
+    source: Path,
+    to: Path | None,
+    level: Sequence[float] | None,
+    alias: str,
+    part_rows: int,
+) -> None:
+    """Forecast a panel larger than memory into a folder, and say how many series have a forecast.
+
+    Raises:
+        InputError: there is no folder to write to.
+    """
+    if to is None:
+        raise InputError("--batch writes a folder: give --output")
+    use_threads(settings)
+    with reporting() as reporter:
+        result = forecast_batch(
+            BatchOrder(model, source, to, tuple(level or ()), alias, part_rows), settings, reporter
+        )
+    out.print(
+        f"{model} version {result.version}: {result.series:,} series forecast in {result.parts} parts, "
+        f"{result.rejects:,} refused (_rejects.csv)",
+        markup=False,
+    )
 
 
 def _read_frame(path: Path, names: Sequence[str]) -> pd.DataFrame:

@@ -17,19 +17,17 @@ from pydantic import TypeAdapter
 from forecasting.errors import HindcastError, InputError
 from forecasting.frame import forecast_frame
 from forecasting.registry import (
-    TAG_DECISION,
     TAG_REASON,
     ModelVersion,
     load_version,
     open_registry,
-    promote,
-    rollback,
 )
 from ledger.ledger import open_ledger
 from ledger.runs import PATIENCE, STATES, RunRecord, State
 from pipelines.batch import BatchOrder, forecast_batch
 from pipelines.console import out, print_forecast, print_leaderboard, print_table, reporting
 from pipelines.ingest import ingest_job, tell_refusals
+from pipelines.override import Override, promote_by_hand, roll_back_by_hand
 from pipelines.recorded import describe, retrain_recorded
 from pipelines.retrain import Outcome, backtest, backtest_of, train
 from pipelines.run import Run, new_run, use_threads
@@ -298,18 +296,34 @@ def _describe(version: ModelVersion) -> list[str]:
     return [version.model, version.version, ", ".join(version.aliases), created, reason]
 
 
-def promote_model(settings: PipelineSettings, model: str, version: str, reason: str) -> None:
-    """Make a version the champion, and record why."""
-    registry = open_registry(settings.registry)
-    champion = promote(registry, model, version, {TAG_DECISION: "promoted", TAG_REASON: reason})
+def promote_model(settings: PipelineSettings, model: str, version: str, override: Override, *, hold: bool) -> None:
+    """Make a version the champion, and record who did it and why."""
+    champion = promote_by_hand(settings, model, version, override, hold=hold)
     out.print(f"{model} version {champion.version} is the champion", markup=False)
 
 
-def roll_back(settings: PipelineSettings, model: str) -> None:
-    """Return to the champion before this one."""
-    registry = open_registry(settings.registry)
-    champion = rollback(registry, model)
+def roll_back(settings: PipelineSettings, model: str, override: Override) -> None:
+    """Return to the champion before this one, and record who did it and why."""
+    champion = roll_back_by_hand(settings, model, override)
     out.print(f"{model} version {champion.version} is the champion again", markup=False)
+
+
+def list_decisions(settings: PipelineSettings, model: str | None, limit: int, *, as_json: bool) -> None:
+    """Print the newest decisions, newest first."""
+    with closing(open_ledger(settings.ledger)) as ledger:
+        found = ledger.decisions.of_model(model, limit=limit)
+    if as_json:
+        for one in found:
+            out.print(json.dumps(asdict(one), default=str), markup=False)
+        return
+    if not found:
+        out.print("no decisions yet; `hindcast retrain JOB` makes one", markup=False)
+        return
+    rows = [
+        [f"{d.decided_at:%Y-%m-%d %H:%M}", d.model, d.version, d.against or "", d.action, d.by, d.reason]
+        for d in found
+    ]
+    print_table("decisions", ["when (UTC)", "model", "version", "against", "action", "by", "reason"], rows)
 
 
 def serve(settings: PipelineSettings, host: str | None, port: int | None) -> None:

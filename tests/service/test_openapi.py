@@ -79,7 +79,7 @@ def test_every_reference_can_be_followed(document: dict[str, Any]) -> None:
 
 def test_every_field_of_a_request_is_described(document: dict[str, Any]) -> None:
     schemas = document["components"]["schemas"]
-    for name in ("ForecastRequest", "SeriesHistory"):
+    for name in ("ForecastRequest", "SeriesHistory", "ObservationsRequest", "SeriesObservations", "Observation"):
         assert all(field.get("description") for field in schemas[name]["properties"].values())
 
 
@@ -100,6 +100,7 @@ def api_schema(client: httpx.Client) -> BaseSchema:
 
 ROUTES = [
     ("POST", "/v1/forecast"),
+    ("POST", "/v1/observations"),
     ("GET", "/v1/models"),
     ("GET", "/v1/models/{model}"),
     ("GET", "/health/live"),

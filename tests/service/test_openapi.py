@@ -40,6 +40,15 @@ def test_every_request_example_is_answered(client: httpx.Client, document: dict[
         assert answer.json()["forecasts"][0]["status"] == "ok"
 
 
+def test_every_example_of_observations_is_kept(client: httpx.Client, document: dict[str, Any]) -> None:
+    body = document["paths"]["/v1/observations"]["post"]["requestBody"]
+    examples = body["content"]["application/json"]["examples"]
+    for example in examples.values():
+        answer = client.post("/v1/observations", json=example["value"])
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["refused"] == 0
+
+
 def test_examples_are_made_for_the_models_that_are_there(publish: Publish, serve: Serve) -> None:
     with serve(ready=False) as client:
         content = forecast_operation(client.get("/openapi.json").json())["requestBody"]["content"]

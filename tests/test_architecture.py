@@ -20,7 +20,7 @@ MAY_IMPORT = {
 ROOMS = {
     "alembic": {"ledger/database.py", "ledger/migrations/"},
     "arch": {"training/sources/samples.py", "training/baselines.py"},
-    "croniter": {"training/job.py"},
+    "croniter": {"training/job.py", "training/timetable.py"},
     "dbos": {"pipelines/schedule.py"},
     "exchange_calendars": {"forecasting/calendar.py"},
     "fastapi": {"service/"},

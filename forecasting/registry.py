@@ -26,6 +26,10 @@ from forecasting.spec import MODEL_NAME_PATTERN
 CHAMPION, CHALLENGER = "champion", "challenger"
 
 TAG_DIGEST = "hindcast.artifact_digest"
+TAG_DATASET = "hindcast.dataset"
+"""The ledger's dataset a version reads and is scored by; absent: that of the model's name."""
+TAG_TARGET = "hindcast.target"
+"""The column of that dataset it forecasts; absent: y."""
 TAG_PREVIOUS = "hindcast.previous_champion"
 TAG_PROMOTED_AT = "hindcast.promoted_at"
 TAG_DECISION = "hindcast.decision"

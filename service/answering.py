@@ -1,4 +1,4 @@
-"""A request's life, stage by stage: parse, prepare, predict, encode.
+"""A request's life, stage by stage: parse, prepare, predict, hand over to be kept, encode.
 
 Nothing here runs on the event loop. A small request goes through all stages in the inference thread, which
 costs one hop; the stages of a large one that need no network run beside it.
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from forecasting.forecaster import summarise
 from service.histories import Prepared, Window, prepare
 from service.parsing import parse_request
+from service.recorder import Answered
 from service.runtime import Runtime
 from service.schemas import ForecastAnswer, SeriesForecast
 
@@ -46,13 +47,20 @@ def _decode(body: bytes, runtime: Runtime) -> Prepared:
 
 def _predict(prepared: Prepared, runtime: Runtime) -> ForecastAnswer:
     began = time.perf_counter()
-    quantiles_BHQ = prepared.model.forecaster.predict(prepared.y_BL, prepared.covariates)
+    y_BL, covariates = prepared.y_BL, prepared.covariates
+    quantiles_BHQ = prepared.model.forecaster.predict(y_BL, covariates)
     runtime.telemetry.record_inference(prepared.model.name, time.perf_counter() - began)
     columns = summarise(quantiles_BHQ[:, : prepared.h], prepared.model.spec.quantiles, prepared.level)
     forecasts = _describe(prepared.windows, columns)
     runtime.telemetry.record_series(prepared.model.name, (forecast.status for forecast in forecasts))
+    forecast_id = str(uuid.uuid4())
+    if prepared.record:
+        issued_at = runtime.ledger_link.clock()
+        runtime.recorder.offer(
+            Answered(forecast_id, issued_at, prepared, y_BL, covariates, quantiles_BHQ, None, forecasts)
+        )
     return ForecastAnswer.model_construct(
-        forecast_id=str(uuid.uuid4()),
+        forecast_id=forecast_id,
         model=prepared.model.name,
         version=prepared.model.version,
         alias=prepared.model.alias,

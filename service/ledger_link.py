@@ -44,6 +44,8 @@ class LedgerLink:
         self.enabled = settings.ledger_url != LEDGER_OFF
         self.ledger: Ledger | None = None
         self.failure: Failure | None = None
+        self.looked = threading.Event()
+        """Set once it is known whether the ledger can be opened."""
         self._look_began: float | None = None
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -144,6 +146,7 @@ class LedgerLink:
             self.failure = None
         finally:
             self._look_began = None
+            self.looked.set()
 
 
 def _unavailable(detail: str) -> ProblemError:

@@ -35,7 +35,11 @@ def open_database(url: str) -> Engine:
         with answering(engine):
             _migrate(engine)
     except sa.exc.DatabaseError as error:
+        engine.dispose()
         raise LedgerError(f"the ledger cannot be opened: {_first_line(error)}") from error
+    except LedgerError:
+        engine.dispose()
+        raise
     return engine
 
 

@@ -70,6 +70,28 @@ labels = Table(
     Column("label", String(256), nullable=False),
 )
 
+ingested = Table(
+    "ingested",
+    metadata,
+    Column("dataset", String(64), primary_key=True),
+    Column("checksum", String(64), primary_key=True),
+    Column("name", String(256), nullable=False),
+    Column("known_at", BigInteger, nullable=False),
+    Column("new", Integer, nullable=False),
+    Column("revised", Integer, nullable=False),
+    Column("unchanged", Integer, nullable=False),
+    Column("refused", Integer, nullable=False),
+)
+
+watermarks = Table(
+    "watermarks",
+    metadata,
+    Column("dataset", String(64), primary_key=True),
+    Column("source", String(64), primary_key=True),
+    Column("watermark", String(64), nullable=False),
+    Column("known_at", BigInteger, nullable=False),
+)
+
 forecasts = Table(
     "forecasts",
     metadata,
@@ -99,4 +121,55 @@ forecasts = Table(
     Index(None, "model", "unique_id", "cutoff"),
     Index(None, "scored", "ends"),
     Index(None, "issued_at"),
+)
+
+runs = Table(
+    "runs",
+    metadata,
+    Column("key", String(128), primary_key=True),
+    Column("job", String(64), nullable=False),
+    Column("trigger", String(16), nullable=False),
+    Column("cause", Text, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("requested_at", BigInteger, nullable=False),
+    Column("started_at", BigInteger, nullable=True),
+    Column("ended_at", BigInteger, nullable=True),
+    Column("worker", String(128), nullable=True),
+    Column("forced", SmallInteger, nullable=False, server_default="0"),
+    Column("data_digest", String(64), nullable=True),
+    Column("config_digest", String(64), nullable=True),
+    Column("version", String(32), nullable=True),
+    Column("decision", String(32), nullable=True),
+    Column("reason", Text, nullable=True),
+    Column("error", Text, nullable=True),
+    Index(None, "job", "requested_at"),
+    Index(None, "state"),
+)
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("config_digest", String(64), nullable=False),
+    Column("schedule", Text, nullable=True),
+    Column("next_tick", BigInteger, nullable=True),
+    Column("updated_at", BigInteger, nullable=False),
+)
+
+decisions = Table(
+    "decisions",
+    metadata,
+    Column("id", Key, primary_key=True),
+    Column("key", String(256), nullable=False),
+    Column("decided_at", BigInteger, nullable=False),
+    Column("model", String(64), nullable=False),
+    Column("version", String(32), nullable=False),
+    Column("against", String(32), nullable=True),
+    Column("action", String(16), nullable=False),
+    Column("by", String(128), nullable=False),
+    Column("kind", String(16), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("numbers", Text, nullable=False),
+    UniqueConstraint("key"),
+    Index(None, "model", "id"),
 )

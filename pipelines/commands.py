@@ -23,6 +23,7 @@ from forecasting.registry import (
 )
 from ledger.ledger import open_ledger
 from pipelines.console import out, print_forecast, print_leaderboard, print_table, reporting
+from pipelines.ingest import ingest_job, tell_refusals
 from pipelines.replay import replay
 from pipelines.retrain import Outcome, backtest, backtest_of, retrain, train
 from pipelines.run import Run, new_run, use_threads
@@ -36,7 +37,7 @@ from training.figures import (
     save_forecasts_picture,
     save_html,
 )
-from training.job import SearchConfig
+from training.job import SearchConfig, load_job
 from training.sources import AnySource
 from training.sources.base import SourceContext
 
@@ -134,6 +135,15 @@ def search_job(settings: PipelineSettings, job: Path, trials: int | None, candid
     else:
         out.print(f"to use trial {found.best.number}, put this under `candidates:` of {job.name}:", markup=False)
         out.print(f"  {found.line}", markup=False)
+
+
+def ingest(settings: PipelineSettings, job: Path) -> None:
+    """Append what a job's source has to the ledger, and print what became of it."""
+    config = load_job(job)
+    with reporting() as reporter, closing(open_ledger(settings.ledger)) as ledger:
+        done = ingest_job(config, job.parent.absolute(), settings.cache_dir, ledger, reporter)
+        tell_refusals(done.refusals, done.refused, reporter)
+    out.print(done.describe(), markup=False)
 
 
 def run_worker(settings: PipelineSettings, jobs: Path | None) -> None:

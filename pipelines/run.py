@@ -34,6 +34,8 @@ class Run:
     key: str
     settings: PipelineSettings
     reporter: Reporter = field(default_factory=LogReporter)
+    as_of: datetime | None = None
+    """The run learns what the ledger knew at this moment. Default: when it is first read, and so ever after."""
 
     @cached_property
     def job(self) -> JobConfig:

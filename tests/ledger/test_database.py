@@ -70,9 +70,13 @@ def test_a_database_that_was_away_is_found_again(postgres_url: str) -> None:
 
 
 def test_a_transaction_that_fails_leaves_nothing(ledger: Ledger) -> None:
-    with pytest.raises(ZeroDivisionError), writing(ledger.engine) as connection:
-        connection.execute(sa.text("INSERT INTO datasets VALUES ('plant', 1)"))
-        _ = 1 / 0
+    def fail_half_way() -> None:
+        with writing(ledger.engine) as connection:
+            connection.execute(sa.text("INSERT INTO datasets VALUES ('plant', 1)"))
+            raise ValueError("half way")
+
+    with pytest.raises(ValueError, match="half way"):
+        fail_half_way()
     assert ledger.observations.datasets() == []
 
 

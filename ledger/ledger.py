@@ -5,6 +5,7 @@ from functools import cached_property
 
 from sqlalchemy.engine import Engine
 
+from ledger.adjustments import AdjustmentStore
 from ledger.database import open_database
 from ledger.decisions import DecisionStore
 from ledger.forecasts import ForecastStore
@@ -12,6 +13,7 @@ from ledger.ingested import IngestedStore
 from ledger.moments import Clock, utc_now
 from ledger.observations import ObservationStore
 from ledger.runs import RunStore
+from ledger.scores import ScoreStore
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,16 @@ class Ledger:
     def forecasts(self) -> ForecastStore:
         """What was forecast."""
         return ForecastStore(self.engine)
+
+    @cached_property
+    def scores(self) -> ScoreStore:
+        """How right the forecasts were."""
+        return ScoreStore(self.engine, self.clock)
+
+    @cached_property
+    def adjustments(self) -> AdjustmentStore:
+        """What is added to forecasts to keep their intervals honest."""
+        return AdjustmentStore(self.engine, self.clock)
 
     @cached_property
     def runs(self) -> RunStore:

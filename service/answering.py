@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from forecasting import conformal
 from forecasting.forecaster import summarise
 from service.histories import Prepared, Window, prepare
 from service.parsing import parse_request
@@ -50,6 +51,9 @@ def _predict(prepared: Prepared, runtime: Runtime) -> ForecastAnswer:
     y_BL, covariates = prepared.y_BL, prepared.covariates
     quantiles_BHQ = prepared.model.forecaster.predict(y_BL, covariates)
     runtime.telemetry.record_inference(prepared.model.name, time.perf_counter() - began)
+    adjustment_BHQ = _adjust(prepared, quantiles_BHQ, runtime)
+    if adjustment_BHQ is not None:
+        quantiles_BHQ = quantiles_BHQ + adjustment_BHQ
     columns = summarise(quantiles_BHQ[:, : prepared.h], prepared.model.spec.quantiles, prepared.level)
     forecasts = _describe(prepared.windows, columns)
     runtime.telemetry.record_series(prepared.model.name, (forecast.status for forecast in forecasts))
@@ -57,7 +61,7 @@ def _predict(prepared: Prepared, runtime: Runtime) -> ForecastAnswer:
     if prepared.record:
         issued_at = runtime.ledger_link.clock()
         runtime.recorder.offer(
-            Answered(forecast_id, issued_at, prepared, y_BL, covariates, quantiles_BHQ, None, forecasts)
+            Answered(forecast_id, issued_at, prepared, y_BL, covariates, quantiles_BHQ, adjustment_BHQ, forecasts)
         )
     return ForecastAnswer.model_construct(
         forecast_id=forecast_id,
@@ -66,6 +70,15 @@ def _predict(prepared: Prepared, runtime: Runtime) -> ForecastAnswer:
         alias=prepared.model.alias,
         forecasts=forecasts,
     )
+
+
+def _adjust(prepared: Prepared, quantiles_BHQ: FloatArray, runtime: Runtime) -> FloatArray | None:
+    """Return what is added to the network's quantiles; None for nothing."""
+    model = prepared.model
+    known = runtime.adjustments.of(model, [window.unique_id for window in prepared.windows])
+    if known is None:
+        return None
+    return conformal.apply(quantiles_BHQ, model.spec.quantiles, known, model.spec.transform)
 
 
 def _describe(windows: list[Window], columns: Mapping[str, FloatArray]) -> list[SeriesForecast]:

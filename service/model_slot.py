@@ -148,6 +148,10 @@ class ModelSlots:
         """Return every slot, by name."""
         return [slot for _, slot in sorted(self._slots.items())]
 
+    def loaded(self) -> list[LoadedModel]:
+        """Return every model that answers, by name."""
+        return [slot.current for slot in self.all() if slot.current is not None]
+
     def get(self, name: str) -> ModelSlot | None:
         """Return the slot of a model."""
         return self._slots.get(name)

@@ -275,6 +275,10 @@ def build_forecasts(answered: Answered) -> Iterator[IssuedForecast]:
             inputs=inputs,
             status=forecast.status,
             reason=forecast.reason,
+            target=model.target,
+            freq=model.spec.freq,
+            season_length=model.spec.season_length,
+            transform=model.spec.transform,
         )
 
 

@@ -11,6 +11,7 @@ from fastapi import Depends, Request
 
 from forecasting.registry import Registry
 from ledger.ledger import Ledger
+from service.adjustments import AdjustmentBook
 from service.ledger_link import LedgerLink
 from service.model_slot import LoadedModel, ModelSlot, ModelSlots
 from service.problems import MODEL_NOT_LOADED, OVERLOADED, UNKNOWN_MODEL, ProblemError
@@ -32,6 +33,9 @@ class Runtime:
         )
         self.telemetry.watch(self.slots)
         self.ledger_link = LedgerLink(settings)
+        self.adjustments = AdjustmentBook(self.slots.loaded)
+        if settings.adjust_intervals:
+            self.ledger_link.on_look = self.adjustments.refresh
         self.recorder = Recorder(self.ledger_link, self.telemetry.record_kept)
         self.telemetry.watch_ledger(self.ledger_link, self.recorder)
         self.draining = False

@@ -45,6 +45,9 @@ class ServiceSettings(BaseSettings):
         10.0, gt=0, le=600, description="Most seconds a request waits for the ledger; then it is told so (503)."
     )
     record_forecasts: bool = Field(True, description="Keep every forecast that was answered in the ledger.")
+    adjust_intervals: bool = Field(
+        True, description="Widen and narrow intervals by what the scores in the ledger taught of each series."
+    )
     record_memory_bytes: int = Field(
         64 * MEBIBYTE, ge=1024, description="Most bytes of forecasts that wait in memory to be kept."
     )

@@ -1,14 +1,17 @@
 """Any forecast the service gave can be computed again from the ledger, and is the same to the last bit."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 import sqlalchemy as sa
 from typer.testing import CliRunner
 
+from forecasting.conformal import unadjusted
 from forecasting.errors import InputError
 from forecasting.forecaster import Forecaster
 from forecasting.registry import DirectoryRegistry
@@ -16,8 +19,9 @@ from forecasting.spec import MLPSpec, RecurrentSpec
 from ledger.database import writing
 from ledger.ledger import Ledger, open_ledger
 from ledger.schema import forecasts
+from ledger.scores import StepScores
 from pipelines.cli import app
-from pipelines.replay import replay
+from pipelines.replay import Replayed, replay
 from service.app import create_app
 from service.settings import ServiceSettings
 from tests.service.conftest import COVARIATES, build_forecaster, publish_into, serve_app, wait_until
@@ -47,7 +51,9 @@ def registry(home: Path) -> DirectoryRegistry:
 
 @pytest.fixture(scope="module")
 def client(home: Path, registry: DirectoryRegistry) -> Iterator[httpx.Client]:
-    with serve_app(create_app(ServiceSettings(home=home, registry_uri=str(registry.root)))) as client:
+    with serve_app(
+        create_app(ServiceSettings(home=home, registry_uri=str(registry.root), poll_seconds=0.1))
+    ) as client:
         yield client
 
 
@@ -91,6 +97,28 @@ def test_a_replay_is_the_same_to_the_last_bit(
     assert [one.issued.unique_id for one in replayed] == [f"boiler-{i}" for i in range(n_series)]
     assert all(one.identical for one in replayed)
     assert {one.issued.horizon for one in replayed} == {MODELS[model].spec.horizon}
+
+
+def test_adjusted_intervals_are_issued_kept_and_replayed(
+    client: httpx.Client, ledger: Ledger, registry: DirectoryRegistry
+) -> None:
+    spec = MODELS["mlp"].spec
+    before = replay(ledger, registry, ask(client, ledger, "mlp", 3))
+    plain = unadjusted(spec.quantiles, spec.horizon)
+    learned = replace(plain, stretch_HQ=plain.stretch_HQ + 0.123 * (np.array(spec.quantiles) != 0.5))
+    nothing = StepScores(*(np.empty(0, dtype=np.int64),) * 3, *(np.empty(0),) * 5)
+    ledger.scores.keep([], nothing, {("mlp", "1", "boiler-1"): learned})
+
+    def ask_until_adjusted() -> list[Replayed]:
+        return replay(ledger, registry, ask(client, ledger, "mlp", 3))
+
+    wait_until(lambda: ask_until_adjusted()[1].issued.adjustment_HQ is not None)
+    after = ask_until_adjusted()
+    assert all(one.identical for one in after)
+    width = [one.issued.values_HQ[:, -1] - one.issued.values_HQ[:, 0] for one in (before[1], after[1])]
+    np.testing.assert_allclose(width[1] / width[0], np.exp(0.123))
+    for other in (0, 2):
+        np.testing.assert_array_equal(before[other].issued.values_HQ, after[other].issued.values_HQ)
 
 
 def test_the_command_says_so_and_ends_with_1_where_a_single_bit_differs(

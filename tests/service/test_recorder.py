@@ -106,7 +106,8 @@ def test_the_version_says_which_dataset_and_column_it_forecasts(
     registry.annotate("pump", version.version, {TAG_DATASET: "plant", TAG_TARGET: "flow"})
     with keep() as client:
         answer = ask(client, request_of("a"))
-    assert find(tmp_path, answer["forecast_id"])[0].dataset == "plant"
+    (one,) = find(tmp_path, answer["forecast_id"])
+    assert (one.dataset, one.target, one.freq, one.season_length) == ("plant", "flow", "h", 24)
 
 
 def test_what_is_only_tried_out_is_not_kept(publish: Publish, keep: Callable[..., Any], tmp_path: Path) -> None:

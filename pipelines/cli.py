@@ -251,6 +251,24 @@ def forecast_command(
     commands.forecast_file(read_settings(), model, source, to, level, alias)
 
 
+@app.command("replay")
+def replay_command(
+    forecast_id: Annotated[str, typer.Argument(metavar="FORECAST_ID", help="The forecast_id of an answer.")],
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads: those of the service.")] = 1,
+    device: Annotated[str, typer.Option(help="cpu or cuda: that of the service.")] = "cpu",
+) -> None:
+    """Compute a forecast again from the ledger's record, and say whether it is the same to the last bit.
+
+    Ends with 1 if it is not, and shows the largest difference.
+
+    Example: `hindcast replay 0b0f6f5e-6f0c-4d2b-9a53-2f1f0d6c3c55`
+    """
+    from pipelines import commands
+
+    if not commands.replay_forecast(read_settings(), forecast_id, threads, device):
+        raise typer.Exit(1)
+
+
 @app.command("models")
 def models_command() -> None:
     """List the registered models: versions, aliases, and why each was promoted or not.

@@ -29,6 +29,7 @@ from pipelines.console import out, print_forecast, print_leaderboard, print_tabl
 from pipelines.ingest import ingest_job, tell_refusals
 from pipelines.override import Override, promote_by_hand, roll_back_by_hand
 from pipelines.recorded import describe, retrain_recorded
+from pipelines.replay import replay
 from pipelines.retrain import Outcome, backtest, backtest_of, train
 from pipelines.run import Run, new_run, use_threads
 from pipelines.schedule import Worker, find_jobs
@@ -278,6 +279,22 @@ def _read_frame(path: Path, names: Sequence[str]) -> pd.DataFrame:
     kind = "parquet" if path.suffix == ".parquet" else "csv"
     reader = TypeAdapter(AnySource).validate_python({"kind": kind, "path": str(path.absolute())})
     return reader.load(SourceContext(Path.cwd(), Path.cwd(), names=names))
+
+
+def replay_forecast(settings: PipelineSettings, forecast_id: str, threads: int, device: str) -> bool:
+    """Compute a forecast again, print what came of it, and return whether all of it is the same."""
+    with closing(open_ledger(settings.ledger)) as ledger:
+        replayed = replay(ledger, open_registry(settings.registry), forecast_id, threads=threads, device=device)
+    first = replayed[0].issued
+    different = [one for one in replayed if not one.identical]
+    title = f"forecast {forecast_id} by {first.model} version {first.version}"
+    if not different:
+        out.print(f"{title}: {len(replayed)} series, identical to the last bit", markup=False)
+        return True
+    rows = [[one.issued.unique_id, f"{one.difference:.3g}"] for one in different]
+    print_table(title, ["series", "largest difference"], rows)
+    out.print(f"{len(different)} of {len(replayed)} series are not identical", markup=False)
+    return False
 
 
 def list_models(settings: PipelineSettings) -> None:

@@ -118,7 +118,9 @@ def example_request(model: LoadedModel) -> JsonObject:
     series: JsonObject = {"unique_id": "example", "start": format_timestamp(start, model.calendar), "y": y}
     series |= _example_covariates(model)
     level = [float(lv) for lv in model.spec.level[:1]]
-    return {"model": model.name, "h": min(model.spec.horizon, 7), "level": level, "series": [series]}
+    h = min(model.spec.horizon, 7)
+    # Made up: nothing that happens could ever say how right its forecast was.
+    return {"model": model.name, "h": h, "level": level, "record": False, "series": [series]}
 
 
 def _example_covariates(model: LoadedModel) -> JsonObject:

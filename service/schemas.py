@@ -100,6 +100,9 @@ class ForecastOptions(_Request):
     level: Annotated[list[Annotated[FiniteFloat, Field(gt=0, lt=100)]], Field(fail_fast=True)] | None = Field(
         None, description="Prediction intervals in percent; default: the model's. [] asks for none."
     )
+    record: bool = Field(
+        True, description="Whether the ledger keeps the forecasts, to score them; false for something tried out."
+    )
 
 
 class ForecastRequest(ForecastOptions):

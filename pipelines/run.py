@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from forecasting.panel import Panel, load_panel
 from forecasting.registry import Registry, open_registry
 from forecasting.spec import BASELINE_KINDS, CovariatesSpec, ForecasterSpec, NetworkSpec, StaticSpec
+from ledger.ledger import Ledger, open_ledger
+from ledger.moments import Clock, utc_now
 from pipelines.report import LogReporter, Reporter
 from pipelines.settings import PipelineSettings
 from training.backtest import plan_split
@@ -36,6 +38,8 @@ class Run:
     reporter: Reporter = field(default_factory=LogReporter)
     as_of: datetime | None = None
     """The run learns what the ledger knew at this moment. Default: when it is first read, and so ever after."""
+    clock: Clock = utc_now
+    """Tells the time of what is recorded."""
 
     @cached_property
     def job(self) -> JobConfig:
@@ -50,6 +54,10 @@ class Run:
     @cached_property
     def registry(self) -> Registry:
         return open_registry(self.settings.registry)
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        return open_ledger(self.settings.ledger, self.clock)
 
     @cached_property
     def tracker(self) -> Tracker:
@@ -132,13 +140,13 @@ def use_threads(settings: PipelineSettings) -> None:
         torch.set_num_threads(settings.training_threads)
 
 
-def new_run(job_file: Path, settings: PipelineSettings, reporter: Reporter) -> Run:
-    """Start a run of a job file under a key of its own.
+def new_run(job_file: Path, settings: PipelineSettings, reporter: Reporter, key: str | None = None) -> Run:
+    """Start a run of a job file, under a key of its own where none is given.
 
     Raises:
         JobError: the job file is not valid.
     """
     job = load_job(job_file)
     use_threads(settings)
-    key = f"{job.name}-{datetime.now(UTC):%Y%m%dT%H%M%S%f}"
+    key = key or f"{job.name}-{datetime.now(UTC):%Y%m%dT%H%M%S%f}"
     return Run(job_file.read_text(encoding="utf-8"), job_file.parent.absolute(), key, settings, reporter)

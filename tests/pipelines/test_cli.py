@@ -36,6 +36,7 @@ COMMANDS = (
     "search",
     "worker",
     "forecast",
+    "replay",
     "models",
     "promote",
     "rollback",

@@ -169,6 +169,7 @@ def shared_app(forecasters: dict[str, Forecaster], tmp_path_factory: pytest.Temp
 @pytest.fixture(scope="session")
 def client(shared_app: FastAPI) -> Iterator[httpx.Client]:
     with serve_app(shared_app) as client:
+        wait_until(lambda: shared_app.state.runtime.ledger is not None)
         yield client
 
 

@@ -18,6 +18,7 @@ from forecasting.errors import (
     HindcastError,
     InputError,
     JobError,
+    LedgerUnavailableError,
     ModelNotFoundError,
     RegistryUnavailableError,
     SourceError,
@@ -37,6 +38,7 @@ EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (
     (ModelNotFoundError, 4),
     (RegistryUnavailableError, 3),
     (SourceError, 3),
+    (LedgerUnavailableError, 3),
     (JobError, 2),
     (InputError, 2),
     (HindcastError, 1),
@@ -183,6 +185,20 @@ def search_command(
     commands.search_job(read_settings(), job, trials, candidate)
 
 
+@app.command("ingest")
+def ingest_command(job: JobFile) -> None:
+    """Load a job's source, and append to the ledger what is not known there yet.
+
+    The dataset is the job's name, or that of `source: {kind: ledger}`. Bad rows are left out and told; a
+    value that differs from the one known is kept as a revision. Repeating it changes nothing.
+
+    Example: `hindcast ingest jobs/co2.yaml`
+    """
+    from pipelines import commands
+
+    commands.ingest(read_settings(), job)
+
+
 @app.command("worker")
 def worker_command(
     jobs: Annotated[Path | None, typer.Option(help="Folder of job files. Default: HINDCAST_JOBS_DIR.")] = None,
@@ -199,17 +215,32 @@ def worker_command(
 @app.command("forecast")
 def forecast_command(
     model: Model,
-    source: Annotated[Path, typer.Option("--input", help="CSV or Parquet with unique_id, ds and y.")],
-    to: Annotated[Path | None, typer.Option("--output", help="Write a CSV or Parquet instead of a table.")] = None,
+    source: Annotated[
+        Path, typer.Option("--input", help="CSV or Parquet with unique_id, ds and y; with --batch Parquet only.")
+    ],
+    to: Annotated[
+        Path | None,
+        typer.Option("--output", help="Write a CSV or Parquet instead of a table; with --batch a folder."),
+    ] = None,
     level: Annotated[list[float] | None, typer.Option(help="Interval in percent; may be repeated.")] = None,
     alias: Annotated[str, typer.Option(help="Which version: an alias or a number.")] = "champion",
+    batch: Annotated[
+        bool, typer.Option("--batch", help="A panel larger than memory: part by part, and resumable.")
+    ] = False,
+    part_rows: Annotated[int, typer.Option(min=1, help="With --batch: rows of input in a part.")] = 1_000_000,
 ) -> None:
     """Forecast every series of a file with a registered model.
+
+    With `--batch` the output is a folder of Parquet parts. Stopped, it goes on where it was when it is called
+    again; series that cannot be forecast are listed in `_rejects.csv`.
 
     Example: `hindcast forecast co2 --input co2.csv --level 80 --output forecast.csv`
     """
     from pipelines import commands
 
+    if batch:
+        commands.forecast_panel_in_parts(read_settings(), model, source, to, level, alias, part_rows)
+        return
     commands.forecast_file(read_settings(), model, source, to, level, alias)
 
 

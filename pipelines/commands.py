@@ -6,6 +6,7 @@ import os
 import platform
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,7 +27,9 @@ from forecasting.registry import (
 )
 from ledger.ledger import open_ledger
 from ledger.runs import PATIENCE, STATES, RunRecord, State
+from pipelines.batch import BatchOrder, forecast_batch
 from pipelines.console import out, print_forecast, print_leaderboard, print_table, reporting
+from pipelines.ingest import ingest_job, tell_refusals
 from pipelines.recorded import describe, retrain_recorded
 from pipelines.retrain import Outcome, backtest, backtest_of, train
 from pipelines.run import Run, new_run, use_threads
@@ -40,7 +43,7 @@ from training.figures import (
     save_forecasts_picture,
     save_html,
 )
-from training.job import SearchConfig
+from training.job import SearchConfig, load_job
 from training.sources import AnySource
 from training.sources.base import SourceContext
 
@@ -205,6 +208,15 @@ def search_job(settings: PipelineSettings, job: Path, trials: int | None, candid
         out.print(f"  {found.line}", markup=False)
 
 
+def ingest(settings: PipelineSettings, job: Path) -> None:
+    """Append what a job's source has to the ledger, and print what became of it."""
+    config = load_job(job)
+    with reporting() as reporter, closing(open_ledger(settings.ledger)) as ledger:
+        done = ingest_job(config, job.parent.absolute(), settings.cache_dir, ledger, reporter)
+        tell_refusals(done.refusals, done.refused, reporter)
+    out.print(done.describe(), markup=False)
+
+
 def run_worker(settings: PipelineSettings, jobs: Path | None) -> None:
     """Run the schedules until stopped, and end the process."""
     use_threads(settings)
@@ -234,6 +246,34 @@ def forecast_file(
         frame.to_parquet(to, index=False)
     else:
         frame.to_csv(to, index=False)
+
+
+def forecast_panel_in_parts(
+    settings: PipelineSettings,
+    model: str,
+    source: Path,
+    to: Path | None,
+    level: Sequence[float] | None,
+    alias: str,
+    part_rows: int,
+) -> None:
+    """Forecast a panel larger than memory into a folder, and say how many series have a forecast.
+
+    Raises:
+        InputError: there is no folder to write to.
+    """
+    if to is None:
+        raise InputError("--batch writes a folder: give --output")
+    use_threads(settings)
+    with reporting() as reporter:
+        result = forecast_batch(
+            BatchOrder(model, source, to, tuple(level or ()), alias, part_rows), settings, reporter
+        )
+    out.print(
+        f"{model} version {result.version}: {result.series:,} series forecast in {result.parts} parts, "
+        f"{result.rejects:,} refused (_rejects.csv)",
+        markup=False,
+    )
 
 
 def _read_frame(path: Path, names: Sequence[str]) -> pd.DataFrame:

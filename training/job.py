@@ -187,8 +187,17 @@ class GateConfig(_Section):
 
     metric: GateMetric = Field("crps", description="Lower is better; compared on the test cutoffs.")
     alpha: float = Field(
-        0.05, gt=0, lt=1, description="Level at which the decision's reason calls a difference significant."
+        0.05,
+        gt=0,
+        lt=1,
+        description="Chance that, of all `looks` challengers no better than the champion, one is promoted.",
     )
+    margin: float = Field(
+        0.02, ge=0, lt=1, description="Share of its loss by which a refresh of the champion may be worse."
+    )
+    looks: int = Field(52, ge=1, description="Challengers that share alpha; then the account is opened anew.")
+    trial: int = Field(60, ge=1, description="Most cutoffs a challenger in the shadow has to prove itself.")
+    watch: int = Field(20, ge=1, description="Cutoffs a new champion is watched beside the one before it.")
 
 
 class ScheduleConfig(_Section):

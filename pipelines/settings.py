@@ -37,7 +37,7 @@ class PipelineSettings(BaseSettings):
         description="Name of this worker; workers that share a database differ in it.",
     )
     retries: int = Field(
-        6,
+        8,
         ge=0,
         le=100,
         description="How often the worker tries a step again after a source or store did not answer.",

@@ -206,6 +206,39 @@ def ingest_command(job: JobFile) -> None:
     commands.ingest(read_settings(), job)
 
 
+Dataset = Annotated[str, typer.Option(help="The name the series are kept under in the ledger.")]
+Mapped = Annotated[
+    str, typer.Option("--columns", help='What a column is, and its name: "unique_id=sensor,ds=time,y=value".')
+]
+
+
+@app.command("watch")
+def watch_command(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where files are put.")],
+    dataset: Dataset,
+    columns: Mapped = "",
+    static: Annotated[
+        list[str] | None, typer.Option(help="A column that holds names instead of values; may be repeated.")
+    ] = None,
+    separator: Annotated[str, typer.Option(help="Character between two fields of a CSV file.")] = ",",
+    decimal: Annotated[str, typer.Option(help="Decimal sign of a CSV file.")] = ".",
+    poll: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks at the folder.")] = 5.0,
+    settle: Annotated[float, typer.Option(min=0.0, help="Seconds a file must not have changed.")] = 2.0,
+    once: Annotated[bool, typer.Option("--once", help="Take in what is there, and end.")] = False,
+) -> None:
+    """Take every CSV or Parquet file that is put into a folder into the ledger, once and whole.
+
+    Good files are moved to `done/`, bad ones to `rejected/` with the reason beside them. A bad row is left out and
+    told in `rejected/`. Write a file under another name (`.tmp`, `.part`) and rename it when it is whole.
+
+    Example: `hindcast watch /data/inbox --dataset plant`
+    """
+    from pipelines import commands
+
+    layout = {"columns": columns, "static": static or [], "separator": separator, "decimal": decimal}
+    commands.watch(read_settings(), folder, dataset, layout, poll, settle, once)
+
+
 @app.command("worker")
 def worker_command(
     jobs: Annotated[Path | None, typer.Option(help="Folder of job files. Default: HINDCAST_JOBS_DIR.")] = None,

@@ -5,11 +5,12 @@ import logging
 import os
 import platform
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from pydantic import TypeAdapter
@@ -23,9 +24,11 @@ from forecasting.registry import (
     open_registry,
 )
 from ledger.ledger import open_ledger
+from ledger.rules import check_dataset
 from ledger.runs import PATIENCE, STATES, RunRecord, State
 from pipelines.batch import BatchOrder, forecast_batch
 from pipelines.console import out, print_forecast, print_leaderboard, print_table, reporting
+from pipelines.folder import FileLayout, FolderWatch
 from pipelines.ingest import ingest_job, tell_refusals
 from pipelines.override import Override, promote_by_hand, roll_back_by_hand
 from pipelines.recorded import describe, retrain_recorded
@@ -214,6 +217,43 @@ def ingest(settings: PipelineSettings, job: Path) -> None:
         done = ingest_job(config, job.parent.absolute(), settings.cache_dir, ledger, reporter)
         tell_refusals(done.refusals, done.refused, reporter)
     out.print(done.describe(), markup=False)
+
+
+def watch(
+    settings: PipelineSettings,
+    folder: Path,
+    dataset: str,
+    layout: Mapping[str, Any],
+    poll_seconds: float,
+    settle_seconds: float,
+    once: bool,
+) -> None:
+    """Take in the files of a folder until stopped, or once.
+
+    Raises:
+        InputError: there is no such folder or column, or, asked once, files were rejected.
+    """
+    check_dataset(dataset)
+    files = FileLayout(**{**layout, "columns": parse_columns(layout["columns"])})
+    with reporting() as reporter, closing(open_ledger(settings.ledger)) as ledger:
+        watch = FolderWatch(folder, dataset, ledger, reporter, files, settle_seconds=settle_seconds)
+        watch.run(poll_seconds, once=once)
+    tally = watch.tally
+    out.print(f"{dataset}: {tally.done} files taken in, {tally.known} known already, {tally.rejected} rejected")
+    if tally.rejected:
+        raise InputError(f"{tally.rejected} files were rejected; the reasons are in {folder / 'rejected'}")
+
+
+def parse_columns(text: str) -> dict[str, str]:
+    """Read `unique_id=sensor,ds=time`: what a column is, and its name.
+
+    Raises:
+        InputError: it is not written so.
+    """
+    pairs = [pair.partition("=") for pair in text.split(",") if pair.strip()]
+    if any(not name.strip() or not column.strip() for name, _, column in pairs):
+        raise InputError(f'--columns is written "unique_id=sensor,ds=time,y=value", not {text!r}')
+    return {name.strip(): column.strip() for name, _, column in pairs}
 
 
 def run_worker(settings: PipelineSettings, jobs: Path | None) -> None:

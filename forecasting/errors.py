@@ -7,7 +7,8 @@ HindcastError
 ├── JobError                 a job file is not valid
 ├── SourceError              a data source did not deliver; the outside world is at fault
 ├── LedgerError              the ledger refused or could not do what was asked
-│   └── LedgerUnavailableError     its database did not answer; trying later may help
+│   ├── LedgerUnavailableError     its database did not answer; trying later may help
+│   └── QueueFullError             too many retrainings wait; asking later may help
 ├── ArtifactError            an artefact was refused: damaged, too new, or not what it claims to be
 └── RegistryError            the registry refused or could not do what was asked
     ├── ModelNotFoundError   no such model, version or alias
@@ -61,6 +62,10 @@ class LedgerError(HindcastError):
 
 class LedgerUnavailableError(LedgerError):
     """The ledger's database did not answer; the same call may succeed later."""
+
+
+class QueueFullError(LedgerError):
+    """Too many retrainings wait already; the same call may succeed later."""
 
 
 class ArtifactError(HindcastError):

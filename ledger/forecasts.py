@@ -19,6 +19,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Engine, Row
 
 from forecasting.covariates import Covariates
+from forecasting.transforms import Transform
 from ledger.database import reading, writing
 from ledger.moments import to_microseconds, to_moment
 from ledger.schema import forecasts
@@ -70,6 +71,13 @@ class IssuedForecast:
     inputs: ForecastInputs
     status: str = "ok"
     reason: str | None = None
+    target: str = "y"
+    """The column of the dataset that was forecast."""
+    freq: str = ""
+    """The frequency; without it a seasonal naive is known only where the inputs hold a season."""
+    season_length: int = 1
+    transform: Transform = "none"
+    """The scale on which it is scored."""
     id: int | None = None
     """The ledger's number, once it is kept."""
 
@@ -113,6 +121,11 @@ class ForecastStore:
             wanted.append(forecasts.c.role == role)
         newest = (forecasts.c.cutoff.desc(), forecasts.c.id.desc())
         return self._select(*wanted, order=newest, limit=limit)
+
+    def numbered(self, numbers: Sequence[int]) -> list[IssuedForecast]:
+        """Return forecasts by the ledger's numbers, in that order; those it does not hold are left out."""
+        found = {one.id: one for one in self._select(forecasts.c.id.in_([int(number) for number in numbers]))}
+        return [found[int(number)] for number in numbers if int(number) in found]
 
     def select(self, *conditions: sa.ColumnElement[bool], limit: int | None = None) -> list[IssuedForecast]:
         """Return the forecasts that meet conditions on `ledger.schema.forecasts`, oldest first."""
@@ -185,6 +198,11 @@ def _to_row(one: IssuedForecast) -> dict[str, Any]:
         "issued": one.values_HQ.astype("<f8").tobytes(),
         "adjustment": None if one.adjustment_HQ is None else one.adjustment_HQ.astype("<f8").tobytes(),
         "inputs": _pack_inputs(one.inputs),
+        "target": one.target,
+        "freq": one.freq,
+        "season_length": one.season_length,
+        "transform": one.transform,
+        "tail": max(one.quantiles[0], 1.0 - one.quantiles[-1]),
     }
 
 
@@ -214,6 +232,10 @@ def _from_row(row: Row[Any]) -> IssuedForecast:
         inputs=_unpack_inputs(row.inputs),
         status=row.status,
         reason=row.reason,
+        target=row.target,
+        freq=row.freq,
+        season_length=row.season_length,
+        transform=row.transform,
         id=row.id,
     )
 

@@ -105,20 +105,26 @@ class ObservationStore:
             InputError: a column is absent, or holds no numbers.
             LedgerUnavailableError: the database does not answer; nothing was kept.
         """
+        with writing(self._engine) as connection:
+            return self.append_in(connection, dataset, rows, static=static)
+
+    def append_in(
+        self, connection: Connection, dataset: str, rows: pd.DataFrame, *, static: Sequence[str] = ()
+    ) -> Appended:
+        """Add values as `append` does, in a transaction that writes something else besides."""
         values = _columns_of(rows, static)
         parts = [_part(rows, name) for name in values]
-        with writing(self._engine) as connection:
-            _lock(connection, dataset, exclusive=True)
-            known_at = self._next_moment(connection, dataset)
-            ids = _number_series(connection, dataset, parts)
-            offered = 0
-            with bulk.staging(connection) as stage:
-                for part in parts:
-                    stage.add(*part.numbered(ids))
-                offered, new, revised = stage.merge(known_at)
-            said = _append_labels(connection, dataset, rows, static, known_at)
-            if new or revised or said:
-                _note_moment(connection, dataset, known_at)
+        lock_dataset(connection, dataset, exclusive=True)
+        known_at = self._next_moment(connection, dataset)
+        ids = _number_series(connection, dataset, parts)
+        offered = 0
+        with bulk.staging(connection) as stage:
+            for part in parts:
+                stage.add(*part.numbered(ids))
+            offered, new, revised = stage.merge(known_at)
+        said = _append_labels(connection, dataset, rows, static, known_at)
+        if new or revised or said:
+            _note_moment(connection, dataset, known_at)
         return Appended(new, revised, offered - new - revised, to_moment(known_at))
 
     def read(
@@ -281,7 +287,7 @@ class ObservationStore:
     def _let_writers_finish(self, dataset: str) -> None:
         """Wait for whoever is writing under an earlier moment, or the same question had two answers."""
         with writing(self._engine) as connection:
-            _lock(connection, dataset, exclusive=False)
+            lock_dataset(connection, dataset, exclusive=False)
 
 
 @dataclass(frozen=True)
@@ -436,7 +442,7 @@ def _of_each_step(id_R: IntArray, ds_R: IntArray, version: str) -> NDArray[np.bo
     return np.append(changes, True) if version == "latest" else np.insert(changes, 0, True)
 
 
-def _lock(connection: Connection, dataset: str, *, exclusive: bool) -> None:
+def lock_dataset(connection: Connection, dataset: str, *, exclusive: bool) -> None:
     """Hold the dataset until the transaction ends; SQLite has one writer anyway."""
     if connection.dialect.name != "postgresql":
         return

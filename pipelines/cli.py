@@ -18,6 +18,7 @@ from forecasting.errors import (
     HindcastError,
     InputError,
     JobError,
+    LedgerUnavailableError,
     ModelNotFoundError,
     RegistryUnavailableError,
     SourceError,
@@ -37,6 +38,7 @@ EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (
     (ModelNotFoundError, 4),
     (RegistryUnavailableError, 3),
     (SourceError, 3),
+    (LedgerUnavailableError, 3),
     (JobError, 2),
     (InputError, 2),
     (HindcastError, 1),
@@ -153,6 +155,20 @@ def search_command(
     from pipelines import commands
 
     commands.search_job(read_settings(), job, trials, candidate)
+
+
+@app.command("ingest")
+def ingest_command(job: JobFile) -> None:
+    """Load a job's source, and append to the ledger what is not known there yet.
+
+    The dataset is the job's name, or that of `source: {kind: ledger}`. Bad rows are left out and told; a
+    value that differs from the one known is kept as a revision. Repeating it changes nothing.
+
+    Example: `hindcast ingest jobs/co2.yaml`
+    """
+    from pipelines import commands
+
+    commands.ingest(read_settings(), job)
 
 
 @app.command("worker")

@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import pandas as pd
@@ -20,8 +21,10 @@ from forecasting.registry import (
     promote,
     rollback,
 )
+from ledger.ledger import open_ledger
 from pipelines.batch import BatchOrder, forecast_batch
 from pipelines.console import out, print_forecast, print_leaderboard, print_table, reporting
+from pipelines.ingest import ingest_job, tell_refusals
 from pipelines.retrain import Outcome, backtest, backtest_of, retrain, train
 from pipelines.run import Run, new_run, use_threads
 from pipelines.schedule import Worker, find_jobs
@@ -34,7 +37,7 @@ from training.figures import (
     save_forecasts_picture,
     save_html,
 )
-from training.job import SearchConfig
+from training.job import SearchConfig, load_job
 from training.sources import AnySource
 from training.sources.base import SourceContext
 
@@ -132,6 +135,15 @@ def search_job(settings: PipelineSettings, job: Path, trials: int | None, candid
     else:
         out.print(f"to use trial {found.best.number}, put this under `candidates:` of {job.name}:", markup=False)
         out.print(f"  {found.line}", markup=False)
+
+
+def ingest(settings: PipelineSettings, job: Path) -> None:
+    """Append what a job's source has to the ledger, and print what became of it."""
+    config = load_job(job)
+    with reporting() as reporter, closing(open_ledger(settings.ledger)) as ledger:
+        done = ingest_job(config, job.parent.absolute(), settings.cache_dir, ledger, reporter)
+        tell_refusals(done.refusals, done.refused, reporter)
+    out.print(done.describe(), markup=False)
 
 
 def run_worker(settings: PipelineSettings, jobs: Path | None) -> None:

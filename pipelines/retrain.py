@@ -7,18 +7,22 @@ killed goes on where it stopped.
 K test cutoffs.
 """
 
+import hashlib
+import json
 import math
 import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol, TypedDict, TypeVar
+from typing import Any, Protocol, TypedDict, TypeVar, cast
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from forecasting.artifact import load_artifact, save_artifact
 from forecasting.errors import (
@@ -32,25 +36,36 @@ from forecasting.forecaster import Forecaster
 from forecasting.networks import QuantileNetwork
 from forecasting.registry import (
     CHALLENGER,
-    TAG_DECISION,
-    TAG_REASON,
+    SHADOW,
     ModelVersion,
     champion_or_none,
     load_version,
     promote,
+    resolve_or_none,
+    watch_previous,
 )
 from forecasting.spec import BASELINE_KINDS, ForecasterSpec
+from ledger.decisions import GATE, DecisionStore, RecordedDecision
 from pipelines.load import load_data
-from pipelines.promotion import Decision, Evidence, decide
+from pipelines.promotion import VERDICTS, Account, Action, Decision, Evidence, decide
 from pipelines.run import Run
+from pipelines.trial import tags_of
 from training.backtest import Backtest, leaderboard, run_backtest, validation_cutoffs
 from training.baselines import fit_baseline
 from training.calibrate import calibrate
 from training.fit import Log, fit, log_nothing
+from training.job import JobConfig
 from training.windows import Windows
 
 TAG_RUN_KEY = "hindcast.run_key"
 """Marks a version with the retraining that published it, so that a repeated step finds it again."""
+
+LOSSES = "losses.npz"
+
+FloatArray = NDArray[np.float64]
+
+TAG_TRAINING = "hindcast.training_digest"
+"""Marks a version with its training settings: with the same spec and settings, a later one is its refresh."""
 
 T = TypeVar("T")
 
@@ -83,6 +98,9 @@ class Report(TypedDict):
     """The candidate with the best gate metric on the validation block."""
     champion: str | None
     """The champion's name in `scores`, where there was one to compare with."""
+    champion_version: str | None
+    refresh: bool
+    """Whether the best is the champion's configuration trained anew."""
     not_compared: str | None
     """Why a champion there is was not compared with."""
     scores: dict[str, dict[str, float]]
@@ -120,6 +138,8 @@ def retrain(run: Run, step: StepRunner = run_now) -> Outcome:
             decision = Decision(**step("decide", decide_promotion, run, parent, report, version))
             if decision.promote:
                 step("promote", promote_version, run, version)
+            elif decision.action == "shadow":
+                step("shadow", start_trial, run, version)
     return Outcome(run.job.name, data, report, version, decision)
 
 
@@ -271,14 +291,14 @@ def backtest_all(run: Run, fitted: Sequence[Fitted]) -> Report:
     champion = _load_champion(run)
     # Everyone answers the same questions: those that leave the longest window, the champion's included, filled.
     needed = max(run.history_needed, champion.input_size)
-    scores, validation, losses = {}, {}, {}
+    scores, validation, losses, tested = {}, {}, {}, {}
     for name, run_id in ((f["name"], f["run_id"]) for f in _usable(run, fitted)):
         test = backtest_of(run, run.artifact(name), run.split.cutoffs, needed)
         before = backtest_of(run, run.artifact(name), validation_cutoffs(run.split, run.job.horizon))
         scores[name], validation[name] = test.scores(), before.scores()
         if test.unanswered:
             run.reporter.say(f"{name} has no score: it gives no finite forecast for {_listed(test.unanswered)}")
-        losses[name] = test.loss_by_cutoff(metric).tolist()
+        losses[name], tested[name] = test.loss_by_cutoff(metric).tolist(), test.loss_by_series(metric)
         if run_id is not None:
             run.tracker.log_backtest(run_id, before, test, name, figures=run.candidate(name) is not None)
     for f in fitted:
@@ -289,14 +309,24 @@ def backtest_all(run: Run, fitted: Sequence[Fitted]) -> Report:
     if champion.forecaster is not None:
         test = _ask(run, champion.forecaster, run.split.cutoffs, needed)
         scores[champion.name], losses[champion.name] = test.scores(), test.loss_by_cutoff(metric).tolist()
+        tested[champion.name] = test.loss_by_series(metric)
+    _save_losses(run, {name: tested[name] for name in (best, "seasonal_naive", champion.name) if name})
     return {
         "best": best,
         "champion": champion.name if champion.forecaster is not None else None,
+        "champion_version": champion.version,
+        "refresh": champion.forecaster is not None and _is_refresh(run, best, champion),
         "not_compared": champion.why_not,
         "scores": scores,
         "validation": validation,
         "losses": losses,
     }
+
+
+def _save_losses(run: Run, tested: Mapping[str, FloatArray]) -> None:
+    """Keep the losses by cutoff and series in the folder: of many series they are too much for a report."""
+    with (run.folder / LOSSES).open("wb") as file:
+        np.savez(file, allow_pickle=False, **tested)
 
 
 def _listed(unique_ids: Sequence[str]) -> str:
@@ -329,6 +359,9 @@ class Champion:
     name: str = ""
     forecaster: Forecaster | None = None
     input_size: int = 0
+    version: str | None = None
+    training: str | None = None
+    """The digest of its training settings."""
     why_not: str | None = None
     """Why there is a champion and no comparison."""
 
@@ -351,13 +384,28 @@ def _load_champion(run: Run) -> Champion:
         return _not_compared(run, version, "answers another question than this job")
     if spec.input_size > run.split.cutoffs[0] + 1:
         return _not_compared(run, version, f"needs {spec.input_size} steps before the first test cutoff")
-    return Champion(f"champion v{version.version}", forecaster, spec.input_size)
+    name = f"champion v{version.version}"
+    return Champion(name, forecaster, spec.input_size, version.version, version.tags.get(TAG_TRAINING))
 
 
 def _not_compared(run: Run, version: ModelVersion, why: str) -> Champion:
     reason = f"champion v{version.version} {why}"
     run.reporter.say(f"not compared with: {reason}")
     return Champion(why_not=reason)
+
+
+def _is_refresh(run: Run, name: str, champion: Champion) -> bool:
+    """Return whether a candidate is the champion's configuration, to be compared as it trained anew."""
+    if champion.forecaster is None or champion.training != _training_digest(run, name):
+        return False
+    return not _unlike(champion.forecaster.spec, run.spec_of(name))
+
+
+def _training_digest(run: Run, name: str) -> str:
+    """Return the digest of the settings that shape a candidate's weights; where they came about is no matter."""
+    aside = ("device", "start", "max_seconds")
+    settings = {key: value for key, value in run.training(name).items() if key not in aside}
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
 def publish_best(run: Run, parent: str, report: Report) -> str:
@@ -369,6 +417,7 @@ def publish_best(run: Run, parent: str, report: Report) -> str:
         tags = {
             TAG_RUN_KEY: run.key,
             "hindcast.candidate": best,
+            TAG_TRAINING: _training_digest(run, best),
             "hindcast.data_digest": run.panel.digest(),
             "hindcast.data_end": str(run.panel.ds[-1]),
             "hindcast.tracking_run": parent,
@@ -390,28 +439,79 @@ def _published(run: Run) -> ModelVersion | None:
 
 
 def decide_promotion(run: Run, parent: str, report: Report, version: str) -> dict[str, Any]:
-    """Ask the gate, and write its decision and reason to the version's tags and to MLflow."""
-    best, champion = report["best"], report["champion"]
+    """Ask the gate, once, however often this is called; write its decision to tags, the ledger and MLflow.
+
+    Tags come first, then the ledger, and only the next step moves an alias: where one of them does not answer,
+    nothing is promoted, and the repeated step writes the same decision again.
+    """
+    name, key = run.job.name, f"{run.key}:{GATE}"
+    recorded = run.ledger.decisions.find(key)
+    decision = _ask_gate(run, report, version, key) if recorded is None else _as_decision(recorded)
+    run.registry.annotate(name, version, tags_of(decision))
+    run.ledger.decisions.record(
+        RecordedDecision(
+            key=key,
+            model=name,
+            version=version,
+            against=report["champion_version"],
+            action=decision.action,
+            by=GATE,
+            kind=decision.numbers.get("kind", "none"),
+            reason=decision.reason,
+            numbers=decision.numbers,
+        )
+    )
+    run.tracker.decide(parent, tags_of(decision))
+    run.reporter.say(f"{name} version {version} {VERDICTS[decision.action]}: {decision.reason}")
+    return asdict(decision)
+
+
+def _as_decision(recorded: RecordedDecision) -> Decision:
+    return Decision(cast("Action", recorded.action), recorded.reason, dict(recorded.numbers))
+
+
+def _ask_gate(run: Run, report: Report, version: str, key: str) -> Decision:
+    gate, champion = run.job.gate, report["champion"]
     decision = decide(
-        evidence(run, report, best),
+        evidence(run, report, report["best"]),
         None if champion is None else evidence(run, report, champion),
         evidence(run, report, "seasonal_naive"),
-        run.job.gate,
+        gate,
         lags=math.ceil(run.job.horizon / run.job.step_size) - 1,
+        refresh=report["refresh"],
+        account=account_of(run.ledger.decisions, run.job, "refresh" if report["refresh"] else "new", key),
     )
-    verdict = "promoted" if decision.promote else "not promoted"
-    reason = decision.reason + (f" ({report['not_compared']})" if report["not_compared"] else "")
-    run.registry.annotate(run.job.name, version, {TAG_DECISION: verdict, TAG_REASON: reason})
-    run.tracker.decide(parent, verdict, reason)
-    run.reporter.say(f"{run.job.name} version {version} {verdict}: {reason}")
-    return {"promote": decision.promote, "reason": reason}
+    action, reason = decision.action, decision.reason
+    if report["not_compared"]:
+        reason += f" ({report['not_compared']})"
+    taken = resolve_or_none(run.registry, run.job.name, SHADOW)
+    if action == "shadow" and taken is not None and taken.version != version:
+        action, reason = "keep", f"{reason}; version {taken.version} is in the shadow"
+    return Decision(action, reason, decision.numbers)
+
+
+def account_of(decisions: DecisionStore, job: JobConfig, kind: str, key: str) -> Account:
+    """Return what the decisions on record before this one have spent of alpha on looks of its kind."""
+    looks = [look for look in decisions.looks(job.name, kind) if look.key != key]
+    opened = len(looks) // job.gate.looks * job.gate.looks
+    promoted = decisions.promoted(job.name)
+    return Account(len(looks) - opened, sum(look.version in promoted for look in looks[opened:]))
 
 
 def evidence(run: Run, report: Report, name: str) -> Evidence:
     """Return what a forecaster showed, as the gate takes it."""
-    return Evidence(name, report["scores"][name][run.job.gate.metric], tuple(report["losses"][name]))
+    with np.load(run.folder / LOSSES, allow_pickle=False) as tested:
+        return Evidence(name, report["scores"][name][run.job.gate.metric], tested[name])
 
 
 def promote_version(run: Run, version: str) -> str:
-    """Make a version the champion."""
-    return promote(run.registry, run.job.name, version).version
+    """Make a version the champion, and let the one before it forecast on in the shadow."""
+    promoted = promote(run.registry, run.job.name, version).version
+    watch_previous(run.registry, run.job.name)
+    return promoted
+
+
+def start_trial(run: Run, version: str) -> str:
+    """Let a version forecast beside the champion."""
+    run.registry.set_alias(run.job.name, SHADOW, version)
+    return version

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from forecasting.panel import Panel, load_panel
 from forecasting.registry import Registry, open_registry
 from forecasting.spec import BASELINE_KINDS, CovariatesSpec, ForecasterSpec, NetworkSpec, StaticSpec
+from ledger.ledger import Ledger, open_ledger
+from ledger.moments import Clock, utc_now
 from pipelines.report import LogReporter, Reporter
 from pipelines.settings import PipelineSettings
 from training.backtest import plan_split
@@ -34,6 +36,10 @@ class Run:
     key: str
     settings: PipelineSettings
     reporter: Reporter = field(default_factory=LogReporter)
+    as_of: datetime | None = None
+    """The run learns what the ledger knew at this moment. Default: when it is first read, and so ever after."""
+    clock: Clock = utc_now
+    """Tells the time of what is recorded."""
 
     @cached_property
     def job(self) -> JobConfig:
@@ -48,6 +54,10 @@ class Run:
     @cached_property
     def registry(self) -> Registry:
         return open_registry(self.settings.registry)
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        return open_ledger(self.settings.ledger, self.clock)
 
     @cached_property
     def tracker(self) -> Tracker:

@@ -217,6 +217,9 @@ class Readiness(BaseModel):
 
     status: Literal["ready"] = "ready"
     registry: Failure | None = Field(description="Why the registry cannot be followed; null when it can.")
+    ledger: Failure | None = Field(
+        description="Why the ledger does not answer; null when it does, and when there is none."
+    )
     models: list[ModelReadiness]
 
 
@@ -224,4 +227,7 @@ class NotReady(Problem):
     """The problem that readiness answers with, and the state behind it."""
 
     registry: Failure | None = Field(description="Why the registry cannot be followed; null when it can.")
+    ledger: Failure | None = Field(
+        description="Why the ledger does not answer; null when it does, and when there is none."
+    )
     models: list[ModelReadiness]

@@ -14,6 +14,7 @@ from prometheus_client import (
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from service.ledger_link import LedgerLink
 from service.model_slot import ModelSlot, ModelSlots
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -58,6 +59,10 @@ class Telemetry:
     def watch(self, slots: ModelSlots) -> None:
         """Show the state of the models, as it is at every scrape."""
         self.registry.register(_SlotCollector(slots))
+
+    def watch_ledger(self, link: LedgerLink) -> None:
+        """Show whether the ledger answers, as it is at every scrape."""
+        self.registry.register(_LedgerCollector(link))
 
     def record_request(self, route: str, status: int, seconds: float) -> None:
         """Count one answered request; `route` is a template, never an address somebody made up."""
@@ -105,6 +110,19 @@ class _SlotCollector(Collector):
         trouble = GaugeMetricFamily("hindcast_registry_failing", "1 while the registry does not answer.")
         trouble.add_metric([], float(self.slots.registry_trouble is not None))
         yield from (info, age, stale, ready, trouble)
+
+
+class _LedgerCollector(Collector):
+    """Asks whether the ledger answers when scraped; nothing is shown where there is none."""
+
+    def __init__(self, link: LedgerLink) -> None:
+        self.link = link
+
+    def collect(self) -> Iterator[Metric]:
+        if self.link.enabled:
+            failing = GaugeMetricFamily("hindcast_ledger_failing", "1 while the ledger does not answer.")
+            failing.add_metric([], float(self.link.trouble is not None))
+            yield failing
 
 
 def _add_loaded(slot: ModelSlot, info: GaugeMetricFamily, age: GaugeMetricFamily) -> None:

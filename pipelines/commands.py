@@ -195,7 +195,9 @@ def forecast_panel_in_parts(
         raise InputError("--batch writes a folder: give --output")
     use_threads(settings)
     with reporting() as reporter:
-        result = forecast_batch(BatchOrder(model, source, to, tuple(level or ()), alias, part_rows), settings, reporter)
+        result = forecast_batch(
+            BatchOrder(model, source, to, tuple(level or ()), alias, part_rows), settings, reporter
+        )
     out.print(
         f"{model} version {result.version}: {result.series:,} series forecast in {result.parts} parts, "
         f"{result.rejects:,} refused (_rejects.csv)",

@@ -42,7 +42,12 @@ class PipelineSettings(BaseSettings):
     ray_address: str = Field(
         "", description="Ray cluster that tasks run on (host:port, or auto); 1 in fan_out is then all its CPUs."
     )
-    training_threads: int = Field(0, ge=0, le=1024, description="CPU threads training uses; 0 is one a core, and one in each of several processes.")
+    training_threads: int = Field(
+        0,
+        ge=0,
+        le=1024,
+        description="CPU threads training uses; 0 is one a core, and one in each of several processes.",
+    )
 
     @property
     def tracking(self) -> str:
@@ -63,6 +68,11 @@ class PipelineSettings(BaseSettings):
     def ledger(self) -> str:
         """Return the ledger's database in force."""
         return self.ledger_url or f"sqlite:///{self.home.absolute()}/ledger.db"
+
+    @property
+    def in_turn(self) -> bool:
+        """Return whether tasks run one after the other, in this process."""
+        return self.fan_out == 1 and not self.ray_address
 
     @property
     def alone(self) -> "PipelineSettings":

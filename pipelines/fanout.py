@@ -32,18 +32,23 @@ CONNECT_SECONDS = 5.0
 
 
 def map_tasks(
-    function: Callable[..., R], tasks: Tasks, settings: PipelineSettings, reporter: Reporter
+    function: Callable[..., R],
+    tasks: Tasks,
+    settings: PipelineSettings,
+    reporter: Reporter,
+    *,
+    aloud: bool = True,
 ) -> dict[str, R]:
     """Call `function(reporter, *arguments)` for every task, as many at a time as the settings say.
 
     The results are in the order of the tasks, whichever ended first. What a task says in a process of its own is
-    said here when it ends. Ctrl-C ends all of them.
+    said here when it ends; not `aloud`, that it ended is not. Ctrl-C ends all of them.
 
     Raises:
         HindcastError: of the task that failed first, as it was raised there; the others are ended.
     """
     with open_fan_out(settings, reporter, len(tasks)) as fan_out:
-        return fan_out.map(function, tasks)
+        return fan_out.map(function, tasks, aloud=aloud)
 
 
 class FanOut:
@@ -53,7 +58,7 @@ class FanOut:
         self._settings, self._reporter, self._parallel = settings, reporter, parallel
 
     def map(self, function: Callable[..., R], tasks: Tasks, *, aloud: bool = True) -> dict[str, R]:
-        """Call a function for every task, as `map_tasks` does; not `aloud`, nothing is said of those that end."""
+        """Call a function for every task, as `map_tasks` does."""
         if self._parallel is None:
             return self._map_here(function, tasks, aloud=aloud)
         results: dict[str, R] = {}

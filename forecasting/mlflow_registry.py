@@ -189,6 +189,11 @@ class MlflowRegistry:
         with translated(f"model {model!r}"):
             self._client.set_registered_model_alias(model, alias, version)
 
+    def remove_alias(self, model: str, alias: str) -> None:
+        with translated(f"model {model!r}"):
+            if alias in self._client.get_registered_model(model).aliases:
+                self._client.delete_registered_model_alias(model, alias)
+
     def annotate(self, model: str, version: str, tags: Mapping[str, str]) -> None:
         self.version(model, version)
         with translated(f"version {version} of model {model!r}"):

@@ -23,7 +23,8 @@ from forecasting.errors import ArtifactError, ModelNotFoundError, RegistryError,
 from forecasting.forecaster import Forecaster
 from forecasting.spec import MODEL_NAME_PATTERN
 
-CHAMPION, CHALLENGER = "champion", "challenger"
+CHAMPION, CHALLENGER, SHADOW = "champion", "challenger", "shadow"
+"""In use; published last; forecasting beside the champion, unseen by callers."""
 
 TAG_DIGEST = "hindcast.artifact_digest"
 TAG_DATASET = "hindcast.dataset"
@@ -34,6 +35,7 @@ TAG_PREVIOUS = "hindcast.previous_champion"
 TAG_PROMOTED_AT = "hindcast.promoted_at"
 TAG_DECISION = "hindcast.decision"
 TAG_REASON = "hindcast.decision_reason"
+TAG_NUMBERS = "hindcast.decision_numbers"
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,9 @@ class Registry(Protocol):
     def set_alias(self, model: str, alias: str, version: str) -> None:
         """Point an alias to a version, in one step."""
 
+    def remove_alias(self, model: str, alias: str) -> None:
+        """Let an alias point to no version; nothing happens where it points to none."""
+
     def annotate(self, model: str, version: str, tags: Mapping[str, str]) -> None:
         """Add or replace tags of a version."""
 
@@ -99,7 +104,7 @@ def promote(registry: Registry, model: str, version: str, tags: Mapping[str, str
     notes = dict(tags or {})
     previous = champion_or_none(registry, model)
     if previous is None or previous.version != target.version:
-        notes[TAG_PROMOTED_AT] = datetime.now(UTC).isoformat(timespec="seconds")
+        notes[TAG_PROMOTED_AT] = datetime.now(UTC).isoformat(timespec="milliseconds")
         notes[TAG_PREVIOUS] = "" if previous is None else previous.version
     if notes:
         registry.annotate(model, target.version, notes)
@@ -107,8 +112,21 @@ def promote(registry: Registry, model: str, version: str, tags: Mapping[str, str
     return registry.version(model, target.version)
 
 
-def rollback(registry: Registry, model: str) -> ModelVersion:
-    """Return the champion's place to the version it took it from.
+def watch_previous(registry: Registry, model: str) -> ModelVersion | None:
+    """Let the version before the champion forecast on in the shadow, so that they can be compared live.
+
+    Whoever was there before leaves. Return the version, or None where the champion is the first.
+    """
+    previous = registry.resolve(model).tags.get(TAG_PREVIOUS)
+    if not previous:
+        registry.remove_alias(model, SHADOW)
+        return None
+    registry.set_alias(model, SHADOW, previous)
+    return registry.version(model, previous)
+
+
+def previous_champion(registry: Registry, model: str) -> ModelVersion:
+    """Return the version the champion took its place from.
 
     Raises:
         RegistryError: the champion had no predecessor.
@@ -117,16 +135,39 @@ def rollback(registry: Registry, model: str) -> ModelVersion:
     previous = champion.tags.get(TAG_PREVIOUS)
     if not previous:
         raise RegistryError(f"version {champion.version} of {model!r} had no champion before it to return to")
+    return registry.version(model, previous)
+
+
+def rollback(registry: Registry, model: str, reason: str = "") -> ModelVersion:
+    """Return the champion's place to the version it took it from, and let nobody forecast in the shadow.
+
+    Args:
+        registry: where both are.
+        model: whose champion.
+        reason: why, for the tags of the version that goes.
+
+    Raises:
+        RegistryError: the champion had no predecessor.
+    """
+    champion, previous = registry.resolve(model), previous_champion(registry, model).version
+    gone = {TAG_DECISION: "rolled back", TAG_REASON: reason or f"rolled back to version {previous}"}
+    registry.annotate(model, champion.version, gone)
     registry.set_alias(model, CHAMPION, previous)
-    reason = f"rolled back from version {champion.version}"
-    registry.annotate(model, previous, {TAG_REASON: reason})
+    back = f"rolled back from version {champion.version}"
+    registry.annotate(model, previous, {TAG_REASON: f"{back}: {reason}" if reason else back})
+    registry.remove_alias(model, SHADOW)
     return registry.version(model, previous)
 
 
 def champion_or_none(registry: Registry, model: str) -> ModelVersion | None:
     """Return the champion, or None for a model that has none yet."""
+    return resolve_or_none(registry, model, CHAMPION)
+
+
+def resolve_or_none(registry: Registry, model: str, alias: str) -> ModelVersion | None:
+    """Return the version an alias points to, or None where it points to none."""
     try:
-        return registry.resolve(model)
+        return registry.resolve(model, alias)
     except ModelNotFoundError:
         return None
 
@@ -248,6 +289,13 @@ class DirectoryRegistry:
         self.version(model, version)
         with self._locked(model) as home:
             _write_json(home / "aliases.json", {**self._aliases(model), alias: version})
+
+    def remove_alias(self, model: str, alias: str) -> None:
+        check_model_name(model)
+        with self._locked(model) as home:
+            aliases = self._aliases(model)
+            if aliases.pop(alias, None) is not None:
+                _write_json(home / "aliases.json", aliases)
 
     def annotate(self, model: str, version: str, tags: Mapping[str, str]) -> None:
         self.version(model, version)

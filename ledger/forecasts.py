@@ -132,6 +132,13 @@ class ForecastStore:
         """Return the forecasts that meet conditions on `ledger.schema.forecasts`, oldest first."""
         return self._select(*conditions, limit=limit)
 
+    def newest_cutoff(self, model: str) -> np.datetime64 | None:
+        """Return the newest cutoff anything was forecast at by any version of a model."""
+        query = sa.select(sa.func.max(forecasts.c.cutoff)).where(forecasts.c.model == model)
+        with reading(self._engine) as connection:
+            found = connection.scalar(query)
+        return None if found is None else np.datetime64(found, "us")
+
     def _select(
         self, *conditions: sa.ColumnElement[bool], order: Iterable[Any] | None = None, limit: int | None = None
     ) -> list[IssuedForecast]:

@@ -1,7 +1,7 @@
 """The command line: `hindcast`.
 
-Exit codes: 0 done; 1 something failed; 2 wrong usage, job file or input; 3 a source or the registry did not
-answer; 4 no such model, version or alias; 130 interrupted.
+Exit codes: 0 done; 1 something failed; 2 wrong usage, job file or input; 3 a source, the registry or the ledger
+did not answer; 4 no such model, version or alias; 130 interrupted.
 
 Torch and MLflow take seconds to import, so a command imports what it runs when it runs: `--help` is at once.
 """
@@ -37,6 +37,7 @@ app = typer.Typer(
 EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (
     (ModelNotFoundError, 4),
     (RegistryUnavailableError, 3),
+    (LedgerUnavailableError, 3),
     (SourceError, 3),
     (LedgerUnavailableError, 3),
     (JobError, 2),
@@ -48,6 +49,11 @@ EXIT_INTERRUPTED = 130
 
 JobFile = Annotated[Path, typer.Argument(metavar="JOB", help="A job file, such as jobs/co2.yaml.")]
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="A registered model: the name of its job.")]
+Reason = Annotated[str, typer.Option(help="Why; recorded with the version and in the ledger.")]
+Unrecorded = Annotated[
+    bool, typer.Option("--unrecorded", help="Do it though the ledger does not answer; only the tags say so then.")
+]
+User = Annotated[str | None, typer.Option(help="Who decides. Default: the user of this process.")]
 
 
 def exit_code_of(error: BaseException) -> int:
@@ -124,17 +130,46 @@ def backtest_command(
 
 
 @app.command("retrain")
-def retrain_command(job: JobFile) -> None:
+def retrain_command(
+    job: JobFile,
+    key: Annotated[
+        str | None, typer.Option(help="Names this run: called again with it, what it came to is shown.")
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Train also where nothing changed since the last run.")
+    ] = False,
+) -> None:
     """Train a job, publish the best candidate, and promote it if the gate says so.
 
-    The gate: better than the seasonal naive, and not worse than the champion on the same cutoffs. Its decision
-    and reason are printed and written to the version's tags. Not promoting is not a failure.
+    The gate: better than the seasonal naive, and on the same cutoffs shown to be better than the champion (or, its
+    own configuration trained anew, not worse by more than the margin). Who may be better and lacks evidence goes
+    to the shadow. The decision and its reason are printed and recorded. Not promoting is not a failure.
 
-    Example: `hindcast retrain jobs/sp500.yaml`
+    Where neither the data nor the job changed since the last run, the run is skipped and says so.
+
+    Example: `hindcast retrain jobs/sp500.yaml --key sp500-monday`
     """
     from pipelines import commands
 
-    commands.retrain_job(read_settings(), job)
+    commands.retrain_job(read_settings(), job, key, force=force)
+
+
+@app.command("runs")
+def runs_command(
+    job: Annotated[str | None, typer.Argument(metavar="[JOB]", help="Name of a job. Default: all.")] = None,
+    state: Annotated[
+        str | None, typer.Option(help="Only runs that are queued, running, done, skipped or failed.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Most runs shown, the newest.")] = 20,
+    as_json: Annotated[bool, typer.Option("--json", help="One line of JSON for each run.")] = False,
+) -> None:
+    """Show what was retrained, is and failed, who asked for it, and why it came to what it came to.
+
+    Example: `hindcast runs sp500 --state failed`
+    """
+    from pipelines import commands
+
+    commands.list_runs(read_settings(), job, state, limit, as_json=as_json)
 
 
 @app.command("search")
@@ -171,6 +206,39 @@ def ingest_command(job: JobFile) -> None:
     commands.ingest(read_settings(), job)
 
 
+Dataset = Annotated[str, typer.Option(help="The name the series are kept under in the ledger.")]
+Mapped = Annotated[
+    str, typer.Option("--columns", help='What a column is, and its name: "unique_id=sensor,ds=time,y=value".')
+]
+
+
+@app.command("watch")
+def watch_command(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where files are put.")],
+    dataset: Dataset,
+    columns: Mapped = "",
+    static: Annotated[
+        list[str] | None, typer.Option(help="A column that holds names instead of values; may be repeated.")
+    ] = None,
+    separator: Annotated[str, typer.Option(help="Character between two fields of a CSV file.")] = ",",
+    decimal: Annotated[str, typer.Option(help="Decimal sign of a CSV file.")] = ".",
+    poll: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks at the folder.")] = 5.0,
+    settle: Annotated[float, typer.Option(min=0.0, help="Seconds a file must not have changed.")] = 2.0,
+    once: Annotated[bool, typer.Option("--once", help="Take in what is there, and end.")] = False,
+) -> None:
+    """Take every CSV or Parquet file that is put into a folder into the ledger, once and whole.
+
+    Good files are moved to `done/`, bad ones to `rejected/` with the reason beside them. A bad row is left out and
+    told in `rejected/`. Write a file under another name (`.tmp`, `.part`) and rename it when it is whole.
+
+    Example: `hindcast watch /data/inbox --dataset plant`
+    """
+    from pipelines import commands
+
+    layout = {"columns": columns, "static": static or [], "separator": separator, "decimal": decimal}
+    commands.watch(read_settings(), folder, dataset, layout, poll, settle, once)
+
+
 @app.command("worker")
 def worker_command(
     jobs: Annotated[Path | None, typer.Option(help="Folder of job files. Default: HINDCAST_JOBS_DIR.")] = None,
@@ -187,17 +255,32 @@ def worker_command(
 @app.command("forecast")
 def forecast_command(
     model: Model,
-    source: Annotated[Path, typer.Option("--input", help="CSV or Parquet with unique_id, ds and y.")],
-    to: Annotated[Path | None, typer.Option("--output", help="Write a CSV or Parquet instead of a table.")] = None,
+    source: Annotated[
+        Path, typer.Option("--input", help="CSV or Parquet with unique_id, ds and y; with --batch Parquet only.")
+    ],
+    to: Annotated[
+        Path | None,
+        typer.Option("--output", help="Write a CSV or Parquet instead of a table; with --batch a folder."),
+    ] = None,
     level: Annotated[list[float] | None, typer.Option(help="Interval in percent; may be repeated.")] = None,
     alias: Annotated[str, typer.Option(help="Which version: an alias or a number.")] = "champion",
+    batch: Annotated[
+        bool, typer.Option("--batch", help="A panel larger than memory: part by part, and resumable.")
+    ] = False,
+    part_rows: Annotated[int, typer.Option(min=1, help="With --batch: rows of input in a part.")] = 1_000_000,
 ) -> None:
     """Forecast every series of a file with a registered model.
+
+    With `--batch` the output is a folder of Parquet parts. Stopped, it goes on where it was when it is called
+    again; series that cannot be forecast are listed in `_rejects.csv`.
 
     Example: `hindcast forecast co2 --input co2.csv --level 80 --output forecast.csv`
     """
     from pipelines import commands
 
+    if batch:
+        commands.forecast_panel_in_parts(read_settings(), model, source, to, level, alias, part_rows)
+        return
     commands.forecast_file(read_settings(), model, source, to, level, alias)
 
 
@@ -234,26 +317,53 @@ def models_command() -> None:
 def promote_command(
     model: Model,
     version: Annotated[str, typer.Argument(help="Version number.")],
-    reason: Annotated[str, typer.Option(help="Recorded with the version.")] = "promoted by hand",
+    reason: Reason = "promoted by hand",
+    user: User = None,
+    unrecorded: Unrecorded = False,
+    hold: Annotated[
+        bool, typer.Option("--hold", help="Do not watch it: it stays even if it does worse than the one before.")
+    ] = False,
 ) -> None:
-    """Make a version the champion, whatever the gate said.
+    """Make a version the champion, whatever the gate said; who did it and why is recorded.
+
+    The champion before it forecasts on in the shadow, and comes back by itself if the new one does worse live.
 
     Example: `hindcast promote co2 3 --reason "sensor was replaced"`
     """
     from pipelines import commands
+    from pipelines.override import Override
 
-    commands.promote_model(read_settings(), model, version, reason)
+    override = Override(reason, user, unrecorded=unrecorded)
+    commands.promote_model(read_settings(), model, version, override, hold=hold)
 
 
 @app.command("rollback")
-def rollback_command(model: Model) -> None:
-    """Return to the champion before this one.
+def rollback_command(
+    model: Model, reason: Reason = "rolled back by hand", user: User = None, unrecorded: Unrecorded = False
+) -> None:
+    """Return to the champion before this one; who did it and why is recorded.
 
-    Example: `hindcast rollback co2`
+    Example: `hindcast rollback co2 --reason "its intervals are too narrow"`
+    """
+    from pipelines import commands
+    from pipelines.override import Override
+
+    commands.roll_back(read_settings(), model, Override(reason, user, unrecorded=unrecorded))
+
+
+@app.command("decisions")
+def decisions_command(
+    model: Annotated[str | None, typer.Argument(metavar="[MODEL]", help="One model. Default: all.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="The newest so many.")] = 20,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line, with all numbers.")] = False,
+) -> None:
+    """List what was decided about versions: promoted, sent to the shadow, kept out, rolled back; by whom and why.
+
+    Example: `hindcast decisions co2 --limit 5 --json`
     """
     from pipelines import commands
 
-    commands.roll_back(read_settings(), model)
+    commands.list_decisions(read_settings(), model, limit, as_json=as_json)
 
 
 @app.command("serve")

@@ -1,8 +1,8 @@
 """The gate: whether a challenger becomes the champion, and why. Pure: numbers in, decision out.
 
 A challenger is judged in its backtest (`decide`), and where that is not enough, or to make sure of it, by what it
-and the champion forecast live at the same cutoffs (`judge_trial`, `judge_watch`). docs/promotion.md has the rule in
-words, and how often it errs.
+and the champion forecast live at the same cutoffs (`judge_trial`, `judge_watch`). docs/promotion.md has the rule
+in words, and how often it errs.
 
 K test cutoffs, the same for everyone compared; N series.
 """
@@ -103,75 +103,90 @@ def decide(
         refresh: whether the challenger is the champion's configuration trained anew.
         account: the looks before this one, of the same kind.
     """
-    asked = f"{gate.metric} on {len(challenger.losses_KN)} cutoffs"
-    rivals = {"challenger": challenger, "champion": champion, "seasonal_naive": seasonal_naive}
-    numbers: dict[str, Any] = {
-        "metric": gate.metric,
-        "alpha": gate.alpha,
-        "lags": lags,
-        "scores": {role: finite(rival.score) for role, rival in rivals.items() if rival is not None},
-    }
+    case = _Case(challenger, champion, seasonal_naive, gate, lags, refresh, account or Account())
+    found = compare_losses(challenger.losses_KN, seasonal_naive.losses_KN, lags)
+    case.numbers["p_value_seasonal_naive"] = found.p_value
     if not math.isfinite(challenger.score):
-        return Decision("keep", f"{asked}: {challenger.name} has no finite score", numbers)
-    against_naive = compare_losses(challenger.losses_KN, seasonal_naive.losses_KN, lags)
-    numbers["p_value_seasonal_naive"] = against_naive.p_value
-    skill = _skill(challenger, seasonal_naive, against_naive, gate)
+        return case.conclude("keep", f"{challenger.name} has no finite score")
+    skill = _skill(challenger, seasonal_naive, found, gate)
     if challenger.score >= seasonal_naive.score:
-        return Decision("keep", f"{asked}: {skill}; no skill", numbers)
+        return case.conclude("keep", f"{skill}; no skill")
     if champion is None:
-        return Decision(
-            "promote", f"{asked}: {skill}; no champion to compare with", {**numbers, "kind": "first"}
-        )
+        return case.conclude("promote", f"{skill}; no champion to compare with")
     if not math.isfinite(champion.score):
-        reason = f"{asked}: {champion.name} has no finite score; {skill}"
-        return Decision("promote", reason, {**numbers, "kind": "first"})
-    return _against_champion(challenger, champion, gate, lags, refresh, account or Account(), (asked, skill), numbers)
+        return case.conclude("promote", f"{champion.name} has no finite score; {skill}")
+    return _refresh(case, champion, skill) if refresh else _succeed(case, champion, skill)
 
 
-def _against_champion(
-    challenger: Evidence,
-    champion: Evidence,
-    gate: GateConfig,
-    lags: int,
-    refresh: bool,
-    account: Account,
-    told: tuple[str, str],
-    numbers: dict[str, Any],
-) -> Decision:
-    share = margin_of(gate) if refresh else 0.0
-    margin = share * _mean(champion.losses_KN)
-    found = compare_losses(challenger.losses_KN, champion.losses_KN, lags, margin)
-    level = account.level(gate) / 2
-    numbers |= {
-        "kind": "refresh" if refresh else "new",
-        "look": account.looks + 1,
-        "promotions": account.promotions,
-        "level": level,
-        "trial_level": level,
-        "p_value": found.p_value,
-        "difference": finite(found.difference),
-        "standard_error": finite(found.standard_error),
-        "cutoffs": found.n_cutoffs,
-        "series": found.n_series,
-        "margin": share,
-    }
-    asked, skill = told
-    scores = _scores(challenger, champion)
-    proof = f"{scores} (p={found.p_value:.2g}, level {level:.2g} at look {account.looks + 1})"
-    if refresh:
-        within = f"the margin of {100 * gate.margin:g} %"
-        if found.difference > margin:
-            return Decision("keep", f"{asked}: refresh, {proof}; worse than the champion by more than {within}", numbers)
-        if found.p_value < level:
-            return Decision("promote", f"{asked}: refresh, {proof}; not worse by {within}; {skill}", numbers)
-        return Decision("shadow", f"{asked}: refresh, {proof}; not shown to be within {within}", numbers)
-    if challenger.score > champion.score or found.difference > 0:
-        return Decision("keep", f"{asked}: {proof}; worse than the champion", numbers)
-    if found.p_value < level:
-        return Decision("promote", f"{asked}: {proof}; {skill}", numbers)
+class _Case:
+    """A challenger before the gate, and what is noted of it."""
+
+    def __init__(
+        self,
+        challenger: Evidence,
+        champion: Evidence | None,
+        seasonal_naive: Evidence,
+        gate: GateConfig,
+        lags: int,
+        refresh: bool,
+        account: Account,
+    ) -> None:
+        self.challenger, self.gate, self.lags, self.account = challenger, gate, lags, account
+        self.level = account.level(gate) / 2
+        rivals = {"challenger": challenger, "champion": champion, "seasonal_naive": seasonal_naive}
+        known = champion is not None and math.isfinite(champion.score)
+        self.numbers: dict[str, Any] = {
+            "kind": ("refresh" if refresh else "new") if known else "first",
+            "metric": gate.metric,
+            "alpha": gate.alpha,
+            "lags": lags,
+            "cutoffs": len(challenger.losses_KN),
+            "scores": {role: finite(rival.score) for role, rival in rivals.items() if rival is not None},
+        }
+        if known:
+            # Whoever stands before a champion has taken a look at it, however it ends.
+            self.numbers |= {"look": account.looks + 1, "promotions": account.promotions, "level": self.level}
+
+    def conclude(self, action: Action, why: str) -> Decision:
+        return Decision(action, f"{self.gate.metric} on {self.numbers['cutoffs']} cutoffs: {why}", self.numbers)
+
+    def compare(self, champion: Evidence, share: float = 0.0) -> tuple[Comparison, float, str]:
+        """Test against the champion; return what was found, the margin, and the sentence for the reason."""
+        margin = share * _mean(champion.losses_KN) if share else 0.0
+        found = compare_losses(self.challenger.losses_KN, champion.losses_KN, self.lags, margin)
+        self.numbers |= {
+            "p_value": found.p_value,
+            "difference": finite(found.difference),
+            "standard_error": finite(found.standard_error),
+            "series": found.n_series,
+            "margin": share,
+            "trial_level": self.level,
+        }
+        proof = f"p={found.p_value:.2g}, level {self.level:.2g} at look {self.account.looks + 1}"
+        return found, margin, f"{_scores(self.challenger, champion)} ({proof})"
+
+
+def _succeed(case: _Case, champion: Evidence, skill: str) -> Decision:
+    """Judge whether a challenger of another make is better than the champion."""
+    found, _, told = case.compare(champion)
+    if case.challenger.score > champion.score or found.difference > 0:
+        return case.conclude("keep", f"{told}; worse than the champion")
     if found.difference == 0:
-        return Decision("keep", f"{asked}: {proof}; no better than the champion", numbers)
-    return Decision("shadow", f"{asked}: {proof}; better than the champion, not enough evidence", numbers)
+        return case.conclude("keep", f"{told}; no better than the champion")
+    if found.p_value < case.level:
+        return case.conclude("promote", f"{told}; {skill}")
+    return case.conclude("shadow", f"{told}; better than the champion, but not enough evidence")
+
+
+def _refresh(case: _Case, champion: Evidence, skill: str) -> Decision:
+    """Judge whether the champion's configuration trained anew is not worse by more than the margin."""
+    found, margin, told = case.compare(champion, margin_of(case.gate))
+    told, within = f"refresh, {told}", f"the margin of {100 * case.gate.margin:g} %"
+    if not found.difference <= margin:
+        return case.conclude("keep", f"{told}; worse than the champion by more than {within}")
+    if found.p_value < case.level:
+        return case.conclude("promote", f"{told}; not worse by {within}; {skill}")
+    return case.conclude("shadow", f"{told}; not shown to be within {within}")
 
 
 def margin_of(gate: GateConfig) -> float:
@@ -279,10 +294,8 @@ def _means(live: Live) -> tuple[float, float]:
 
 def _told(live: Live, evidence: float, level: float) -> str:
     challenger, champion = _means(live)
-    return (
-        f"{len(live.challenger_K)} live cutoffs: {live.challenger} {challenger:.4g}, {live.champion} {champion:.4g} "
-        f"(evidence {evidence:.3g} of {1.0 / level:.3g})"
-    )
+    scores = f"{live.challenger} {challenger:.4g}, {live.champion} {champion:.4g}"
+    return f"{len(live.challenger_K)} live cutoffs: {scores} (evidence {evidence:.3g} of {1.0 / level:.3g})"
 
 
 def _numbers(live: Live, evidence: float, level: float, most: int) -> dict[str, Any]:

@@ -7,50 +7,69 @@ killed goes on where it stopped.
 K test cutoffs.
 """
 
+import hashlib
+import json
 import math
 import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol, TypedDict, TypeVar
+from typing import Any, NamedTuple, Protocol, TypedDict, TypeVar, cast
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from forecasting.artifact import load_artifact, save_artifact
 from forecasting.errors import (
     ArtifactError,
+    HindcastError,
     ModelNotFoundError,
     RegistryError,
     RegistryUnavailableError,
+    SourceError,
     TrainingError,
 )
 from forecasting.forecaster import Forecaster
 from forecasting.networks import QuantileNetwork
 from forecasting.registry import (
     CHALLENGER,
-    TAG_DECISION,
-    TAG_REASON,
+    SHADOW,
     ModelVersion,
     champion_or_none,
     load_version,
     promote,
+    resolve_or_none,
+    watch_previous,
 )
 from forecasting.spec import BASELINE_KINDS, ForecasterSpec
+from ledger.decisions import GATE, DecisionStore, RecordedDecision
+from pipelines.fanout import map_tasks
 from pipelines.load import load_data
-from pipelines.promotion import Decision, Evidence, decide
+from pipelines.promotion import VERDICTS, Account, Action, Decision, Evidence, decide
+from pipelines.report import Reporter
 from pipelines.run import Run
+from pipelines.trial import tags_of
 from training.backtest import Backtest, leaderboard, run_backtest, validation_cutoffs
 from training.baselines import fit_baseline
 from training.calibrate import calibrate
 from training.fit import Log, fit, log_nothing
+from training.job import JobConfig
 from training.windows import Windows
 
 TAG_RUN_KEY = "hindcast.run_key"
 """Marks a version with the retraining that published it, so that a repeated step finds it again."""
+
+LOSSES = "losses.npz"
+
+FloatArray = NDArray[np.float64]
+
+TAG_TRAINING = "hindcast.training_digest"
+"""Marks a version with its training settings: with the same spec and settings, a later one is its refresh."""
 
 T = TypeVar("T")
 
@@ -76,6 +95,17 @@ class Fitted(TypedDict):
     error: str | None
 
 
+class Shown(NamedTuple):
+    """What one forecaster showed in the backtest."""
+
+    scores: dict[str, float]
+    validation: dict[str, float]
+    losses: list[float]
+    """The gate metric at each test cutoff."""
+    tested: FloatArray
+    """The same by cutoff and series."""
+
+
 class Report(TypedDict):
     """What the backtest found; plain data, so that a scheduler can remember it."""
 
@@ -83,6 +113,9 @@ class Report(TypedDict):
     """The candidate with the best gate metric on the validation block."""
     champion: str | None
     """The champion's name in `scores`, where there was one to compare with."""
+    champion_version: str | None
+    refresh: bool
+    """Whether the best is the champion's configuration trained anew."""
     not_compared: str | None
     """Why a champion there is was not compared with."""
     scores: dict[str, dict[str, float]]
@@ -110,16 +143,24 @@ class Outcome:
 
 def retrain(run: Run, step: StepRunner = run_now) -> Outcome:
     """Train a job's candidates, publish the best, and make it the champion if the gate says so."""
-    data = step("load", load_data, run)
+    return retrain_loaded(run, step("load", load_data, run), step)
+
+
+def retrain_loaded(run: Run, data: str, step: StepRunner = run_now) -> Outcome:
+    """Do all of a retraining that comes after the loading; `data` describes what was loaded."""
     parent = step("track", open_tracking, run)
-    with _closing(run, parent):
+    with _closing(run, parent, step):
         fitted = [step(f"fit {name}", fit_forecaster, run, parent, name) for name in run.networks]
+    with _closing(run, parent):
+        fitted = fit_all(run, parent, step)
         report = step("backtest", backtest_all, run, fitted)
         with _carrying_through(run):
             version = step("publish", publish_best, run, parent, report)
             decision = Decision(**step("decide", decide_promotion, run, parent, report, version))
             if decision.promote:
                 step("promote", promote_version, run, version)
+            elif decision.action == "shadow":
+                step("shadow", start_trial, run, version)
     return Outcome(run.job.name, data, report, version, decision)
 
 
@@ -128,7 +169,7 @@ def train(run: Run) -> Outcome:
     data = load_data(run)
     parent = open_tracking(run)
     with _closing(run, parent):
-        fitted = [fit_forecaster(run, parent, name) for name in run.networks]
+        fitted = fit_all(run, parent)
         report = backtest_all(run, fitted)
         with _carrying_through(run):
             version = publish_best(run, parent, report)
@@ -138,20 +179,28 @@ def train(run: Run) -> Outcome:
 def backtest(run: Run) -> Outcome:
     """Train and backtest a job's candidates; track, publish and promote nothing."""
     data = load_data(run)
-    report = backtest_all(run, [fit_forecaster(run, None, name) for name in run.networks])
+    report = backtest_all(run, fit_all(run, None))
     return Outcome(run.job.name, data, report, None, None)
 
 
 @contextmanager
-def _closing(run: Run, parent: str) -> Iterator[None]:
+def _closing(run: Run, parent: str, step: StepRunner = run_now) -> Iterator[None]:
     """Close the parent run as what it came to: finished, failed or interrupted."""
     try:
         yield
+    except Exception:
+        with suppress(HindcastError):
+            step("close", close_tracking, run, parent, "FAILED")
     except BaseException as error:
         with suppress(RegistryError):
+            run.tracker.end_candidates(parent)
             run.tracker.end_run(parent, "FAILED" if isinstance(error, Exception) else "KILLED")
         raise
-    run.tracker.end_run(parent)
+    except BaseException:
+        with suppress(RegistryError):
+            close_tracking(run, parent, "KILLED")
+        raise
+    step("close", close_tracking, run, parent, "FINISHED")
 
 
 @contextmanager
@@ -179,6 +228,42 @@ def _carrying_through(run: Run) -> Iterator[None]:
 def open_tracking(run: Run) -> str:
     """Open the parent run in MLflow and return its id."""
     return run.tracker.start_training(run.panel, {TAG_RUN_KEY: run.key})
+
+
+def close_tracking(run: Run, parent: str, status: str) -> None:
+    """Close the parent run in MLflow."""
+    run.tracker.end_run(parent, status)
+
+
+def fit_all(run: Run, parent: str | None, step: StepRunner = run_now) -> list[Fitted]:
+    """Fit every forecaster of the comparison: in turn, a step each; or several at a time, in one step."""
+    if run.settings.in_turn:
+        return [step(f"fit {name}", fit_forecaster, run, parent, name) for name in run.networks]
+    return step("fit", fit_side_by_side, run, parent)
+
+
+def fit_side_by_side(run: Run, parent: str | None) -> list[Fitted]:
+    """Fit every forecaster, several at a time; those that an interrupted attempt finished are not fitted again."""
+    tasks = {f"fit {name}": (run.elsewhere, parent, name) for name in run.networks}
+    return list(map_tasks(fit_once, tasks, run.settings, run.reporter).values())
+
+
+def fit_once(reporter: Reporter, run: Run, parent: str | None, name: str) -> Fitted:
+    """Fit one forecaster, and leave a note of it in the run's folder; return what a note there says."""
+    note = run.folder / "fitted" / f"{name}.json"
+    if note.is_file():
+        known: Fitted = json.loads(note.read_text())
+        return known
+    if not (run.folder / "panel.npz").is_file():
+        raise SourceError(
+            f"{run.folder} holds no data: HINDCAST_HOME must lie on a file system that all machines share"
+        )
+    fitted = fit_forecaster(run.told_to(reporter), parent, name)
+    note.parent.mkdir(exist_ok=True)
+    draft = note.with_suffix(".draft")
+    draft.write_text(json.dumps(fitted))
+    draft.replace(note)
+    return fitted
 
 
 def fit_forecaster(run: Run, parent: str | None, name: str) -> Fitted:
@@ -271,16 +356,13 @@ def backtest_all(run: Run, fitted: Sequence[Fitted]) -> Report:
     champion = _load_champion(run)
     # Everyone answers the same questions: those that leave the longest window, the champion's included, filled.
     needed = max(run.history_needed, champion.input_size)
-    scores, validation, losses = {}, {}, {}
-    for name, run_id in ((f["name"], f["run_id"]) for f in _usable(run, fitted)):
-        test = backtest_of(run, run.artifact(name), run.split.cutoffs, needed)
-        before = backtest_of(run, run.artifact(name), validation_cutoffs(run.split, run.job.horizon))
-        scores[name], validation[name] = test.scores(), before.scores()
-        if test.unanswered:
-            run.reporter.say(f"{name} has no score: it gives no finite forecast for {_listed(test.unanswered)}")
-        losses[name] = test.loss_by_cutoff(metric).tolist()
-        if run_id is not None:
-            run.tracker.log_backtest(run_id, before, test, name, figures=run.candidate(name) is not None)
+    asked = run if run.settings.in_turn else run.elsewhere
+    tasks = {f["name"]: (asked, f, needed) for f in _usable(run, fitted)}
+    shown = map_tasks(show_forecaster, tasks, run.settings, run.reporter, aloud=False)
+    scores = {name: one.scores for name, one in shown.items()}
+    validation = {name: one.validation for name, one in shown.items()}
+    losses = {name: one.losses for name, one in shown.items()}
+    tested = {name: one.tested for name, one in shown.items()}
     for f in fitted:
         if f["run_id"] is not None:
             run.tracker.log_skill(f["run_id"], scores[f["name"]], scores["seasonal_naive"])
@@ -289,14 +371,36 @@ def backtest_all(run: Run, fitted: Sequence[Fitted]) -> Report:
     if champion.forecaster is not None:
         test = _ask(run, champion.forecaster, run.split.cutoffs, needed)
         scores[champion.name], losses[champion.name] = test.scores(), test.loss_by_cutoff(metric).tolist()
+        tested[champion.name] = test.loss_by_series(metric)
+    _save_losses(run, {name: tested[name] for name in (best, "seasonal_naive", champion.name) if name})
     return {
         "best": best,
         "champion": champion.name if champion.forecaster is not None else None,
+        "champion_version": champion.version,
+        "refresh": champion.forecaster is not None and _is_refresh(run, best, champion),
         "not_compared": champion.why_not,
         "scores": scores,
         "validation": validation,
         "losses": losses,
     }
+
+
+def show_forecaster(reporter: Reporter, run: Run, fitted: Fitted, needed: int) -> Shown:
+    """Backtest one artefact on the test and the validation block, and log what it showed."""
+    name, run_id, metric = fitted["name"], fitted["run_id"], run.job.gate.metric
+    test = backtest_of(run, run.artifact(name), run.split.cutoffs, needed)
+    before = backtest_of(run, run.artifact(name), validation_cutoffs(run.split, run.job.horizon))
+    if test.unanswered:
+        reporter.say(f"{name} has no score: it gives no finite forecast for {_listed(test.unanswered)}")
+    if run_id is not None:
+        run.tracker.log_backtest(run_id, before, test, name, figures=run.candidate(name) is not None)
+    return Shown(test.scores(), before.scores(), test.loss_by_cutoff(metric).tolist(), test.loss_by_series(metric))
+
+
+def _save_losses(run: Run, tested: Mapping[str, FloatArray]) -> None:
+    """Keep the losses by cutoff and series in the folder: of many series they are too much for a report."""
+    with (run.folder / LOSSES).open("wb") as file:
+        np.savez(file, allow_pickle=False, **tested)
 
 
 def _listed(unique_ids: Sequence[str]) -> str:
@@ -329,6 +433,9 @@ class Champion:
     name: str = ""
     forecaster: Forecaster | None = None
     input_size: int = 0
+    version: str | None = None
+    training: str | None = None
+    """The digest of its training settings."""
     why_not: str | None = None
     """Why there is a champion and no comparison."""
 
@@ -351,13 +458,28 @@ def _load_champion(run: Run) -> Champion:
         return _not_compared(run, version, "answers another question than this job")
     if spec.input_size > run.split.cutoffs[0] + 1:
         return _not_compared(run, version, f"needs {spec.input_size} steps before the first test cutoff")
-    return Champion(f"champion v{version.version}", forecaster, spec.input_size)
+    name = f"champion v{version.version}"
+    return Champion(name, forecaster, spec.input_size, version.version, version.tags.get(TAG_TRAINING))
 
 
 def _not_compared(run: Run, version: ModelVersion, why: str) -> Champion:
     reason = f"champion v{version.version} {why}"
     run.reporter.say(f"not compared with: {reason}")
     return Champion(why_not=reason)
+
+
+def _is_refresh(run: Run, name: str, champion: Champion) -> bool:
+    """Return whether a candidate is the champion's configuration, to be compared as it trained anew."""
+    if champion.forecaster is None or champion.training != _training_digest(run, name):
+        return False
+    return not _unlike(champion.forecaster.spec, run.spec_of(name))
+
+
+def _training_digest(run: Run, name: str) -> str:
+    """Return the digest of the settings that shape a candidate's weights; where they came about is no matter."""
+    aside = ("device", "start", "max_seconds")
+    settings = {key: value for key, value in run.training(name).items() if key not in aside}
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
 def publish_best(run: Run, parent: str, report: Report) -> str:
@@ -369,6 +491,7 @@ def publish_best(run: Run, parent: str, report: Report) -> str:
         tags = {
             TAG_RUN_KEY: run.key,
             "hindcast.candidate": best,
+            TAG_TRAINING: _training_digest(run, best),
             "hindcast.data_digest": run.panel.digest(),
             "hindcast.data_end": str(run.panel.ds[-1]),
             "hindcast.tracking_run": parent,
@@ -390,28 +513,79 @@ def _published(run: Run) -> ModelVersion | None:
 
 
 def decide_promotion(run: Run, parent: str, report: Report, version: str) -> dict[str, Any]:
-    """Ask the gate, and write its decision and reason to the version's tags and to MLflow."""
-    best, champion = report["best"], report["champion"]
+    """Ask the gate, once, however often this is called; write its decision to tags, the ledger and MLflow.
+
+    Tags come first, then the ledger, and only the next step moves an alias: where one of them does not answer,
+    nothing is promoted, and the repeated step writes the same decision again.
+    """
+    name, key = run.job.name, f"{run.key}:{GATE}"
+    recorded = run.ledger.decisions.find(key)
+    decision = _ask_gate(run, report, version, key) if recorded is None else _as_decision(recorded)
+    run.registry.annotate(name, version, tags_of(decision))
+    run.ledger.decisions.record(
+        RecordedDecision(
+            key=key,
+            model=name,
+            version=version,
+            against=report["champion_version"],
+            action=decision.action,
+            by=GATE,
+            kind=decision.numbers.get("kind", "none"),
+            reason=decision.reason,
+            numbers=decision.numbers,
+        )
+    )
+    run.tracker.decide(parent, tags_of(decision))
+    run.reporter.say(f"{name} version {version} {VERDICTS[decision.action]}: {decision.reason}")
+    return asdict(decision)
+
+
+def _as_decision(recorded: RecordedDecision) -> Decision:
+    return Decision(cast("Action", recorded.action), recorded.reason, dict(recorded.numbers))
+
+
+def _ask_gate(run: Run, report: Report, version: str, key: str) -> Decision:
+    gate, champion = run.job.gate, report["champion"]
     decision = decide(
-        evidence(run, report, best),
+        evidence(run, report, report["best"]),
         None if champion is None else evidence(run, report, champion),
         evidence(run, report, "seasonal_naive"),
-        run.job.gate,
+        gate,
         lags=math.ceil(run.job.horizon / run.job.step_size) - 1,
+        refresh=report["refresh"],
+        account=account_of(run.ledger.decisions, run.job, "refresh" if report["refresh"] else "new", key),
     )
-    verdict = "promoted" if decision.promote else "not promoted"
-    reason = decision.reason + (f" ({report['not_compared']})" if report["not_compared"] else "")
-    run.registry.annotate(run.job.name, version, {TAG_DECISION: verdict, TAG_REASON: reason})
-    run.tracker.decide(parent, verdict, reason)
-    run.reporter.say(f"{run.job.name} version {version} {verdict}: {reason}")
-    return {"promote": decision.promote, "reason": reason}
+    action, reason = decision.action, decision.reason
+    if report["not_compared"]:
+        reason += f" ({report['not_compared']})"
+    taken = resolve_or_none(run.registry, run.job.name, SHADOW)
+    if action == "shadow" and taken is not None and taken.version != version:
+        action, reason = "keep", f"{reason}; version {taken.version} is in the shadow"
+    return Decision(action, reason, decision.numbers)
+
+
+def account_of(decisions: DecisionStore, job: JobConfig, kind: str, key: str) -> Account:
+    """Return what the decisions on record before this one have spent of alpha on looks of its kind."""
+    looks = [look for look in decisions.looks(job.name, kind) if look.key != key]
+    opened = len(looks) // job.gate.looks * job.gate.looks
+    promoted = decisions.promoted(job.name)
+    return Account(len(looks) - opened, sum(look.version in promoted for look in looks[opened:]))
 
 
 def evidence(run: Run, report: Report, name: str) -> Evidence:
     """Return what a forecaster showed, as the gate takes it."""
-    return Evidence(name, report["scores"][name][run.job.gate.metric], tuple(report["losses"][name]))
+    with np.load(run.folder / LOSSES, allow_pickle=False) as tested:
+        return Evidence(name, report["scores"][name][run.job.gate.metric], tested[name])
 
 
 def promote_version(run: Run, version: str) -> str:
-    """Make a version the champion."""
-    return promote(run.registry, run.job.name, version).version
+    """Make a version the champion, and let the one before it forecast on in the shadow."""
+    promoted = promote(run.registry, run.job.name, version).version
+    watch_previous(run.registry, run.job.name)
+    return promoted
+
+
+def start_trial(run: Run, version: str) -> str:
+    """Let a version forecast beside the champion."""
+    run.registry.set_alias(run.job.name, SHADOW, version)
+    return version

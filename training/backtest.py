@@ -167,6 +167,14 @@ class Backtest:
         loss_B = _row_means(self.losses(metric))
         return np.array([_mean_of_known(loss_B[self.cutoff_B == cutoff]) for cutoff in np.unique(self.cutoff_B)])
 
+    def loss_by_series(self, metric: str) -> FloatArray:
+        """Return the `(K, N)` mean loss at each cutoff, in time order, and series; NaN where there is none."""
+        loss_B = _row_means(self.losses(metric))
+        cutoffs, k_B = np.unique(self.cutoff_B, return_inverse=True)
+        loss_KN = np.full((len(cutoffs), self.panel.n_series), np.nan)
+        loss_KN[k_B, self.series_B] = loss_B
+        return loss_KN
+
     def mae_by_step(self) -> FloatArray:
         """Return the mean absolute error at each step of the horizon."""
         actual_BH, _, point_BH, _ = self._scored

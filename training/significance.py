@@ -68,8 +68,8 @@ def compare_losses(loss_KN: FloatArray, other_KN: FloatArray, lags: int, margin:
 
     Diebold and Mariano's test (1995), one-sided, with the correction of Harvey, Leybourne and Newbold (1997).
     The variance is clustered. All series at a cutoff share its weather, so they are one cluster, and cutoffs up
-    to `lags` apart are correlated (Driscoll and Kraay, 1998). With `FEW_SERIES` series or more, what a series has in
-    common at all cutoffs counts as well (clustering by both: Thompson, 2011; Cameron, Gelbach and Miller, 2011).
+    to `lags` apart are correlated (Driscoll and Kraay, 1998). With `FEW_SERIES` series or more, what a series has
+    in common at all cutoffs counts as well (both ways: Thompson, 2011; Cameron, Gelbach and Miller, 2011).
 
     Cutoffs whose forecasts overlap are no K independent ones. Against Student's t with K - 1 degrees of freedom
     the test rejects three to thirty times too often at the small levels of a sequence; with K / (lags + 1) - 1,
@@ -121,28 +121,30 @@ def _clustered_variance(part_KN: FloatArray, lags: int, *, by_series: bool) -> f
 
 
 BETS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-CLIP = 1.5
-"""A relative difference beyond so many times its usual size counts as that many."""
+CLIP = 2.0
+"""A relative difference beyond so many times the mean size of those before it counts as that many."""
 
 
 def betting_evidence(loss_K: FloatArray, other_K: FloatArray, lags: int, margin: float = 0.0) -> FloatArray:
     """Return, after each cutoff, the evidence so far that a forecaster is better than another: an e-value.
 
     It may be looked at after every cutoff: if the forecaster is no better, the probability that the evidence ever
-    reaches 1 / alpha is at most alpha (Ville's inequality). A gambler bets on the next relative difference, clipped
-    and on a scale known beforehand; what the capital has grown to is the evidence (Waudby-Smith and Ramdas, 2024;
-    for forecasts Henzi and Ziegel, 2022, and Choe and Ramdas, 2023). Ten gamblers, of whom each always stakes the
-    same share, take a tenth of the capital each, so that none has to know how large the difference is.
+    reaches 1 / alpha is at most alpha (Ville's inequality). A gambler bets on the next relative difference,
+    clipped and on a scale known beforehand; what the capital has grown to is the evidence (Waudby-Smith and
+    Ramdas, 2024; for forecasts Henzi and Ziegel, 2022, and Choe and Ramdas, 2023). Ten gamblers, of whom each
+    always stakes the same share, take a tenth of the capital each, so that none has to know how large the
+    difference is.
 
     "No better" is: at no time is a positive clipped difference to be expected. That holds wherever the relative
     difference of the losses is as likely above zero as below it by the same amount.
 
-    Where forecasts overlap a bet is on `lags + 1` cutoffs together, and every second bet is one gambler's, the others
-    another's: all of a bet is then known before the next is made. Either may win, for which half the evidence pays.
+    Where forecasts overlap a bet is on `lags + 1` cutoffs together, and every second bet is one gambler's, the
+    others another's: all of a bet is then known before the next is made. Either may win, for which half the
+    evidence pays.
 
     Args:
         loss_K: losses at each cutoff, in time order, not negative.
-        other_K: the other's, at the same cutoffs; a cutoff where either is NaN is left out, and has the evidence before.
+        other_K: the other's, at the same cutoffs; one where either is NaN is left out and has the evidence before.
         lags: cutoffs that lie within the horizon of one before them.
         margin: share of the other's loss by which one may be worse and still be called no worse.
     """
@@ -173,14 +175,14 @@ class _Gamblers:
     def __init__(self) -> None:
         self.best = 1.0
         self._capital = np.ones(len(BETS))
-        self._squares = 0.0
+        self._sizes = 0.0
         self._seen = 0
 
     def take(self, difference: float) -> None:
         """Bet on a difference; its scale is that of those before it, so the first ones only set the scale."""
-        if self._squares > 0:
-            outcome = difference / (CLIP * math.sqrt(self._squares / self._seen))
+        if self._sizes > 0:
+            outcome = difference / (CLIP * self._sizes / self._seen)
             self._capital *= 1.0 + np.array(BETS) * min(1.0, max(-1.0, outcome))
         self.best = max(self.best, float(self._capital.mean()))
-        self._squares += difference * difference
+        self._sizes += abs(difference)
         self._seen += 1

@@ -27,7 +27,6 @@ from mlflow.tracking import MlflowClient
 
 from forecasting.errors import RegistryError
 from forecasting.panel import Panel
-from forecasting.registry import TAG_DECISION, TAG_REASON
 from training.backtest import Backtest
 from training.figures import error_by_step_figure, forecast_figure, save_html
 from training.job import JobConfig
@@ -151,20 +150,26 @@ class Tracker:
         CandidateRun(self._client, run_id).log_scores("skill", skill)
 
     @translated(STORE)
-    def decide(self, run_id: str, verdict: str, reason: str) -> None:
-        """Write the gate's decision and its reason to the parent run."""
-        self._client.set_tag(run_id, TAG_DECISION, verdict)
-        self._client.set_tag(run_id, TAG_REASON, reason)
+    def decide(self, run_id: str, tags: Mapping[str, str]) -> None:
+        """Write a decision, its reason and its numbers to the parent run."""
+        for name, value in tags.items():
+            self._client.set_tag(run_id, name, value)
 
     @translated(STORE)
     def end_run(self, run_id: str, status: str = "FINISHED") -> None:
         """Close a run: FINISHED, FAILED or KILLED."""
         self._client.set_terminated(run_id, status)
 
+    @translated(STORE)
+    def end_candidates(self, parent: str) -> None:
+        """Close the child runs that processes which were ended left open."""
+        self._close_leftovers({"mlflow.parentRunId": parent})
+
     def _close_leftovers(self, tags: Mapping[str, str]) -> None:
         query = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
         for run in self._client.search_runs([self._experiment_id], query):
             if run.info.status == "RUNNING":
+                self._close_leftovers({"mlflow.parentRunId": str(run.info.run_id)})
                 self._client.set_terminated(run.info.run_id, "KILLED")
 
     @contextmanager

@@ -96,7 +96,7 @@ def here(tmp_path: Path, postgres_url: str) -> Here:
     """The services of docker-compose.yml, with places for them on this machine."""
     password = {"HINDCAST_POSTGRES_PASSWORD": "not asked for here"}
     services = load_services(password)
-    write_job(tmp_path / "jobs", "*/10 * * * * *")
+    write_job(tmp_path / "jobs", "*/10 * * * * *", schedule={"force": True})
     return Here(services, tmp_path, postgres_url, {n: free_port() for n in ("mlflow", "service", "postgres")})
 
 

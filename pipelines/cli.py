@@ -302,6 +302,43 @@ def replay_command(
         raise typer.Exit(1)
 
 
+@app.command("issue")
+def issue_command(
+    job: Annotated[str, typer.Argument(metavar="JOB|MODEL", help="A job file, or the name of a model.")],
+) -> None:
+    """Forecast every series of a model at its newest cutoff, from the ledger alone, and keep the forecasts.
+
+    By the champion, and at the same cutoffs by the version in the shadow, if there is one; that version also
+    forecasts what the service was asked meanwhile. Asked again, only what is new is forecast.
+
+    Example: `hindcast issue jobs/pumps.yaml`
+    """
+    from pipelines import commands
+
+    commands.issue_forecasts(read_settings(), job)
+
+
+@app.command("score")
+def score_command(
+    model: Annotated[
+        str | None, typer.Argument(metavar="[MODEL]", help="Whose scores to print. Default: all.")
+    ] = None,
+    retain: Annotated[
+        float | None, typer.Option(min=0, help="Retire forecasts issued more days ago; sums of their scores stay.")
+    ] = None,
+    by: Annotated[
+        list[str] | None, typer.Option(help="Print a row for each unique_id or step too; may be repeated.")
+    ] = None,
+) -> None:
+    """Score every forecast whose truth has arrived, adjust intervals by it, and print how right the models were.
+
+    Example: `hindcast score pumps --by step --retain 90`
+    """
+    from pipelines import commands
+
+    commands.score_forecasts(read_settings(), model, retain, by or [])
+
+
 @app.command("models")
 def models_command() -> None:
     """List the registered models: versions, aliases, and why each was promoted or not.

@@ -30,12 +30,14 @@ from pipelines.batch import BatchOrder, forecast_batch
 from pipelines.console import out, print_forecast, print_leaderboard, print_table, reporting
 from pipelines.folder import FileLayout, FolderWatch
 from pipelines.ingest import ingest_job, tell_refusals
+from pipelines.issue import issue
 from pipelines.override import Override, promote_by_hand, roll_back_by_hand
 from pipelines.recorded import describe, retrain_recorded
 from pipelines.replay import replay
 from pipelines.retrain import Outcome, backtest, backtest_of, train
 from pipelines.run import Run, new_run, use_threads
 from pipelines.schedule import Worker, find_jobs
+from pipelines.score import score_matured
 from pipelines.search import search, show_setting
 from pipelines.settings import PipelineSettings
 from training.figures import (
@@ -50,6 +52,7 @@ from training.sources import AnySource
 from training.sources.base import SourceContext
 
 BEST_TRIALS = 5
+MOST_LEFT_OUT = 10
 
 
 def train_job(settings: PipelineSettings, job: Path) -> None:
@@ -335,6 +338,42 @@ def replay_forecast(settings: PipelineSettings, forecast_id: str, threads: int, 
     print_table(title, ["series", "largest difference"], rows)
     out.print(f"{len(different)} of {len(replayed)} series are not identical", markup=False)
     return False
+
+
+def score_forecasts(
+    settings: PipelineSettings, model: str | None, retain: float | None, by: Sequence[str]
+) -> None:
+    """Score what has matured, retire what is old where asked to, and print how right the models were."""
+    with closing(open_ledger(settings.ledger)) as ledger, reporting() as reporter:
+        done = score_matured(ledger, progress=reporter.count("scored"))
+        retired = 0 if retain is None else ledger.scores.retain(retain)
+        rows = ledger.scores.summary(model=model, by=("model", "version", "role", *by))
+    looked = f"{done.forecasts:,} forecasts looked at, {done.scores:,} scores written, intervals adjusted for "
+    out.print(f"{looked}{done.adjusted:,} series{f', {retired:,} retired' if retired else ''}", markup=False)
+    if rows:
+        table = [["" if value is None else _short(value) for value in row.values()] for row in rows]
+        print_table("scores against the latest actual", list(rows[0]), table)
+
+
+def _short(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def issue_forecasts(settings: PipelineSettings, job: str) -> None:
+    """Forecast every series of a model from the ledger, and print how many forecasts are new."""
+    path = Path(job)
+    model = load_job(path).name if path.suffix in (".yaml", ".yml") else job
+    with closing(open_ledger(settings.ledger)) as ledger, reporting() as reporter:
+        done = issue(ledger, open_registry(settings.registry), model, progress=reporter.count("series"))
+    for problem in list(done.left_out.values())[:MOST_LEFT_OUT]:
+        out.print(f"left out: {problem}", markup=False)
+    if len(done.left_out) > MOST_LEFT_OUT:
+        out.print(f"left out: {len(done.left_out) - MOST_LEFT_OUT} more series", markup=False)
+    out.print(
+        f"{model}: {done.champion} forecasts issued by the champion, {done.shadow} by the shadow, "
+        f"{done.beside} beside what the service issued",
+        markup=False,
+    )
 
 
 def list_models(settings: PipelineSettings) -> None:

@@ -48,6 +48,10 @@ EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (
 EXIT_INTERRUPTED = 130
 
 JobFile = Annotated[Path, typer.Argument(metavar="JOB", help="A job file, such as jobs/co2.yaml.")]
+JobFiles = Annotated[
+    list[Path] | None, typer.Argument(metavar="[JOB]...", help="Job files, such as jobs/co2.yaml.")
+]
+AllJobs = Annotated[Path | None, typer.Option("--all", help="Every job file of this folder.")]
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="A registered model: the name of its job.")]
 Reason = Annotated[str, typer.Option(help="Why; recorded with the version and in the ledger.")]
 Unrecorded = Annotated[
@@ -109,7 +113,8 @@ def train_command(job: JobFile) -> None:
 
 @app.command("backtest")
 def backtest_command(
-    job: JobFile,
+    jobs: JobFiles = None,
+    folder: AllJobs = None,
     to: Annotated[
         Path | None, typer.Option("--out", help="Folder for the forecasts (Parquet) and figures of each model.")
     ] = None,
@@ -126,12 +131,13 @@ def backtest_command(
     """
     from pipelines import commands
 
-    commands.backtest_job(read_settings(), job, to, picture, cutoffs)
+    commands.backtest_jobs(read_settings(), jobs or [], folder, to, picture, cutoffs)
 
 
 @app.command("retrain")
 def retrain_command(
-    job: JobFile,
+    jobs: JobFiles = None,
+    folder: AllJobs = None,
     key: Annotated[
         str | None, typer.Option(help="Names this run: called again with it, what it came to is shown.")
     ] = None,
@@ -151,7 +157,7 @@ def retrain_command(
     """
     from pipelines import commands
 
-    commands.retrain_job(read_settings(), job, key, force=force)
+    commands.retrain_jobs(read_settings(), jobs or [], folder, key, force=force)
 
 
 @app.command("runs")

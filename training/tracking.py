@@ -166,7 +166,6 @@ class Tracker:
         """Close the child runs that processes which were ended left open."""
         self._close_leftovers({"mlflow.parentRunId": parent})
 
-    def _close_leftovers(self, tags: Mapping[str, str]) -> None:
     def _close_leftovers(self, tags: Mapping[str, str], states: Sequence[str] = ("RUNNING",)) -> None:
         query = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
         for run in self._client.search_runs([self._experiment_id], query):

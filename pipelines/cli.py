@@ -48,6 +48,10 @@ EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (
 EXIT_INTERRUPTED = 130
 
 JobFile = Annotated[Path, typer.Argument(metavar="JOB", help="A job file, such as jobs/co2.yaml.")]
+JobFiles = Annotated[
+    list[Path] | None, typer.Argument(metavar="[JOB]...", help="Job files, such as jobs/co2.yaml.")
+]
+AllJobs = Annotated[Path | None, typer.Option("--all", help="Every job file of this folder.")]
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="A registered model: the name of its job.")]
 Reason = Annotated[str, typer.Option(help="Why; recorded with the version and in the ledger.")]
 Unrecorded = Annotated[
@@ -109,7 +113,8 @@ def train_command(job: JobFile) -> None:
 
 @app.command("backtest")
 def backtest_command(
-    job: JobFile,
+    jobs: JobFiles = None,
+    folder: AllJobs = None,
     to: Annotated[
         Path | None, typer.Option("--out", help="Folder for the forecasts (Parquet) and figures of each model.")
     ] = None,
@@ -126,12 +131,13 @@ def backtest_command(
     """
     from pipelines import commands
 
-    commands.backtest_job(read_settings(), job, to, picture, cutoffs)
+    commands.backtest_jobs(read_settings(), jobs or [], folder, to, picture, cutoffs)
 
 
 @app.command("retrain")
 def retrain_command(
-    job: JobFile,
+    jobs: JobFiles = None,
+    folder: AllJobs = None,
     key: Annotated[
         str | None, typer.Option(help="Names this run: called again with it, what it came to is shown.")
     ] = None,
@@ -151,7 +157,7 @@ def retrain_command(
     """
     from pipelines import commands
 
-    commands.retrain_job(read_settings(), job, key, force=force)
+    commands.retrain_jobs(read_settings(), jobs or [], folder, key, force=force)
 
 
 @app.command("runs")
@@ -204,6 +210,39 @@ def ingest_command(job: JobFile) -> None:
     from pipelines import commands
 
     commands.ingest(read_settings(), job)
+
+
+Dataset = Annotated[str, typer.Option(help="The name the series are kept under in the ledger.")]
+Mapped = Annotated[
+    str, typer.Option("--columns", help='What a column is, and its name: "unique_id=sensor,ds=time,y=value".')
+]
+
+
+@app.command("watch")
+def watch_command(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where files are put.")],
+    dataset: Dataset,
+    columns: Mapped = "",
+    static: Annotated[
+        list[str] | None, typer.Option(help="A column that holds names instead of values; may be repeated.")
+    ] = None,
+    separator: Annotated[str, typer.Option(help="Character between two fields of a CSV file.")] = ",",
+    decimal: Annotated[str, typer.Option(help="Decimal sign of a CSV file.")] = ".",
+    poll: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks at the folder.")] = 5.0,
+    settle: Annotated[float, typer.Option(min=0.0, help="Seconds a file must not have changed.")] = 2.0,
+    once: Annotated[bool, typer.Option("--once", help="Take in what is there, and end.")] = False,
+) -> None:
+    """Take every CSV or Parquet file that is put into a folder into the ledger, once and whole.
+
+    Good files are moved to `done/`, bad ones to `rejected/` with the reason beside them. A bad row is left out and
+    told in `rejected/`. Write a file under another name (`.tmp`, `.part`) and rename it when it is whole.
+
+    Example: `hindcast watch /data/inbox --dataset plant`
+    """
+    from pipelines import commands
+
+    layout = {"columns": columns, "static": static or [], "separator": separator, "decimal": decimal}
+    commands.watch(read_settings(), folder, dataset, layout, poll, settle, once)
 
 
 @app.command("worker")

@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from forecasting.errors import HindcastError, LedgerError, ModelNotFoundError
 from ledger.runs import EndState, RunRecord, RunStore
 from pipelines.load import load_data
+from pipelines.promotion import VERDICTS
 from pipelines.retrain import Outcome, StepRunner, retrain_loaded, run_now
 from pipelines.run import Run
 
@@ -97,8 +98,7 @@ def _told(outcome: Outcome) -> dict[str, str | None]:
     decision = outcome.decision
     if decision is None:
         return {"version": outcome.version}
-    verdict = "promoted" if decision.promote else "not promoted"
-    return {"version": outcome.version, "decision": verdict, "reason": decision.reason}
+    return {"version": outcome.version, "decision": VERDICTS[decision.action], "reason": decision.reason}
 
 
 def describe(record: RunRecord) -> str:

@@ -37,7 +37,7 @@ class PipelineSettings(BaseSettings):
         description="Name of this worker; workers that share a database differ in it.",
     )
     retries: int = Field(
-        6,
+        8,
         ge=0,
         le=100,
         description="How often the worker tries a step again after a source or store did not answer.",
@@ -80,6 +80,11 @@ class PipelineSettings(BaseSettings):
     def ledger(self) -> str:
         """Return the ledger's database in force."""
         return self.ledger_url or f"sqlite:///{self.home.absolute()}/ledger.db"
+
+    @property
+    def in_turn(self) -> bool:
+        """Return whether tasks run one after the other, in this process."""
+        return self.fan_out == 1 and not self.ray_address
 
     @property
     def alone(self) -> "PipelineSettings":

@@ -39,6 +39,9 @@ from forecasting.networks import QuantileNetwork
 from forecasting.registry import (
     CHALLENGER,
     SHADOW,
+    TAG_DATASET,
+    TAG_ONLINE_INTERVALS,
+    TAG_TARGET,
     ModelVersion,
     champion_or_none,
     load_version,
@@ -59,6 +62,7 @@ from training.baselines import fit_baseline
 from training.calibrate import calibrate
 from training.fit import Log, fit, log_nothing
 from training.job import JobConfig
+from training.sources.ledger import LedgerSource
 from training.windows import Windows
 
 TAG_RUN_KEY = "hindcast.run_key"
@@ -488,6 +492,7 @@ def publish_best(run: Run, parent: str, report: Report) -> str:
             TAG_RUN_KEY: run.key,
             "hindcast.candidate": best,
             TAG_TRAINING: _training_digest(run, best),
+            **ledger_tags(run.job),
             "hindcast.data_digest": run.panel.digest(),
             "hindcast.data_end": str(run.panel.ds[-1]),
             "hindcast.tracking_run": parent,
@@ -497,6 +502,13 @@ def publish_best(run: Run, parent: str, report: Report) -> str:
     run.registry.set_alias(name, CHALLENGER, version.version)
     run.reporter.say(f"{name}: {best} is version {version.version}")
     return version.version
+
+
+def ledger_tags(job: JobConfig) -> dict[str, str]:
+    """Return what a version has to tell of the ledger: where its series are, and how its forecasts are issued."""
+    dataset = job.source.dataset if isinstance(job.source, LedgerSource) else job.name
+    online = "true" if job.online_intervals else "false"
+    return {TAG_DATASET: dataset, TAG_TARGET: job.target.column, TAG_ONLINE_INTERVALS: online}
 
 
 def _published(run: Run) -> ModelVersion | None:

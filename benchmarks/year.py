@@ -11,17 +11,15 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
 import yaml
 
-from benchmarks.report import OURS, Report, build_parser, finish, say
+from benchmarks.report import build_parser, say
 from benchmarks.world import (
-    BROKEN,
     Deliveries,
     Plan,
     SimulatedClock,
@@ -34,7 +32,6 @@ from forecasting.errors import HindcastError, LedgerUnavailableError
 from forecasting.forecaster import Forecaster
 from forecasting.registry import champion_or_none, load_version
 from ledger.ledger import Ledger, open_ledger
-from ledger.observations import Readings
 from pipelines.loop import Loop, take_turn
 from pipelines.override import Override, promote_by_hand
 from pipelines.recorded import retrain_recorded

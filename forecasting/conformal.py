@@ -144,13 +144,12 @@ def _collect(adjustments: Sequence[Adjustment | None], quantiles: Sequence[float
 
 
 def _ascending(raw_BHQ: FloatArray, added_BHQ: FloatArray) -> FloatArray:
-    """Return what is added such that the sums, as they are rounded, ascend; from the middle outwards nothing moves
-    that need not.
-    """
+    """Return what is added such that the sums ascend as they are rounded, too."""
     added_BHQ = added_BHQ.copy()
     for q in range(1, raw_BHQ.shape[2]):
-        floor_BH = raw_BHQ[..., q - 1] + added_BHQ[..., q - 1]
-        while (short_BH := raw_BHQ[..., q] + added_BHQ[..., q] < floor_BH).any():
-            lifted_BH = np.maximum(floor_BH - raw_BHQ[..., q], added_BHQ[..., q]) + np.spacing(np.abs(floor_BH))
-            added_BHQ[..., q] = np.where(short_BH, lifted_BH, added_BHQ[..., q])
+        raw_BH, floor_BH = raw_BHQ[..., q], raw_BHQ[..., q - 1] + added_BHQ[..., q - 1]
+        short_BH = raw_BH + added_BHQ[..., q] < floor_BH
+        # One unit of the largest number there is in the sum, or what is added would be lost in rounding.
+        unit_BH = np.spacing(np.maximum(np.abs(raw_BH), np.abs(floor_BH)))
+        added_BHQ[..., q] = np.where(short_BH, floor_BH - raw_BH + 2.0 * unit_BH, added_BHQ[..., q])
     return added_BHQ

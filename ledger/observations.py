@@ -6,7 +6,7 @@ old one stays. So the ledger can be asked what was known at any moment, and answ
 R rows.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -91,7 +91,14 @@ class ObservationStore:
         self._engine = engine
         self._clock = clock
 
-    def append(self, dataset: str, rows: pd.DataFrame, *, static: Sequence[str] = ()) -> Appended:
+    def append(
+        self,
+        dataset: str,
+        rows: pd.DataFrame,
+        *,
+        static: Sequence[str] = (),
+        given: Mapping[str, NDArray[np.bool_]] | None = None,
+    ) -> Appended:
         """Add values, whole or not at all.
 
         Args:
@@ -99,21 +106,29 @@ class ObservationStore:
             rows: `unique_id`, `ds` (naive, as a panel has it) and one or more columns of numbers, NaN where
                 missing. A missing value withdraws the one known; where nothing is known it says nothing.
                 Where a series has a step twice, the later row counts.
-            static: columns of names, one a series; kept as they change.
+            static: columns of names, one a series; kept as they change. A missing name says nothing.
+            given: which rows say something of a column, missing or not; default all of them.
 
         Raises:
             InputError: a column is absent, or holds no numbers.
             LedgerUnavailableError: the database does not answer; nothing was kept.
         """
         with writing(self._engine) as connection:
-            return self.append_in(connection, dataset, rows, static=static)
+            return self.append_in(connection, dataset, rows, static=static, given=given)
 
     def append_in(
-        self, connection: Connection, dataset: str, rows: pd.DataFrame, *, static: Sequence[str] = ()
+        self,
+        connection: Connection,
+        dataset: str,
+        rows: pd.DataFrame,
+        *,
+        static: Sequence[str] = (),
+        given: Mapping[str, NDArray[np.bool_]] | None = None,
     ) -> Appended:
         """Add values as `append` does, in a transaction that writes something else besides."""
         values = _columns_of(rows, static)
-        parts = [_part(rows, name) for name in values]
+        told = given or {}
+        parts = [_part(rows[told[name]] if name in told else rows, name) for name in values]
         lock_dataset(connection, dataset, exclusive=True)
         known_at = self._next_moment(connection, dataset)
         ids = _number_series(connection, dataset, parts)
@@ -201,9 +216,13 @@ class ObservationStore:
             )
         return frame
 
-    def labels(self, dataset: str, *, as_of: datetime | None = None) -> dict[str, dict[str, str]]:
+    def labels(
+        self, dataset: str, *, unique_ids: Sequence[str] | None = None, as_of: datetime | None = None
+    ) -> dict[str, dict[str, str]]:
         """Return the names told of each series, as known at a moment: `{unique_id: {name: label}}`."""
         query = sa.select(labels).where(labels.c.dataset == dataset).order_by(labels.c.known_at)
+        if unique_ids is not None:
+            query = query.where(labels.c.unique_id.in_(unique_ids))
         if as_of is not None:
             query = query.where(labels.c.known_at <= to_microseconds(as_of))
         found: dict[str, dict[str, str]] = {}
@@ -260,6 +279,33 @@ class ObservationStore:
             for unique_id, parts in found.items()
         ]
         return summaries if limit is None else summaries[:limit]
+
+    def page(
+        self, dataset: str, *, column: str = TARGET, prefix: str = "", after: str = "", limit: int = 100
+    ) -> list[SeriesSummary]:
+        """Return some series that have a column, by name, beginning after one; costs what the page has.
+
+        `first` and `last` are of that column alone.
+        """
+        of_series = observations.c.series_id == series.c.id
+        query = (
+            sa.select(
+                series.c.unique_id,
+                sa.select(sa.func.min(observations.c.ds)).where(of_series).scalar_subquery().label("first"),
+                sa.select(sa.func.max(observations.c.ds)).where(of_series).scalar_subquery().label("last"),
+            )
+            .where(series.c.dataset == dataset, series.c.column == column, series.c.unique_id > after)
+            .where(series.c.unique_id.startswith(prefix, autoescape=True))
+            .order_by(series.c.unique_id)
+            .limit(limit)
+        )
+        with reading(self._engine) as connection:
+            rows = connection.execute(query).all()
+        return [
+            SeriesSummary(row.unique_id, (column,), np.datetime64(row.first, "us"), np.datetime64(row.last, "us"))
+            for row in rows
+            if row.first is not None
+        ]
 
     def last_known_at(self, dataset: str) -> datetime | None:
         """Return the moment something became known last; None for a dataset without observations."""
@@ -339,21 +385,26 @@ def _part(rows: pd.DataFrame, column: str) -> _Part:
 def _number_series(connection: Connection, dataset: str, parts: Sequence[_Part]) -> dict[tuple[str, str], int]:
     """Return the number of every series and column, new ones entered."""
     wanted = {(name, part.column) for part in parts for name in part.names}
-    known = _known_numbers(connection, dataset, {part.column for part in parts})
+    columns, names = {column for _, column in wanted}, {name for name, _ in wanted}
+    known = _known_numbers(connection, dataset, columns, names)
     fresh = sorted(wanted - known.keys())
     if fresh:
         connection.execute(
             sa.insert(series),
             [{"dataset": dataset, "unique_id": name, "column": column} for name, column in fresh],
         )
-        known = _known_numbers(connection, dataset, {part.column for part in parts})
+        known = _known_numbers(connection, dataset, columns, names)
     return known
 
 
-def _known_numbers(connection: Connection, dataset: str, columns: set[str]) -> dict[tuple[str, str], int]:
+def _known_numbers(
+    connection: Connection, dataset: str, columns: set[str], names: set[str]
+) -> dict[tuple[str, str], int]:
     query = sa.select(series.c.unique_id, series.c.column, series.c.id).where(
         series.c.dataset == dataset, series.c.column.in_(columns)
     )
+    if len(names) <= bulk.FEW:
+        query = query.where(series.c.unique_id.in_(names))
     return {(name, column): number for name, column, number in connection.execute(query)}
 
 
@@ -365,12 +416,11 @@ def _append_labels(
         return 0
     query = sa.select(labels).where(labels.c.dataset == dataset).order_by(labels.c.known_at)
     known = {(row.unique_id, row.name): row.label for row in connection.execute(query)}
-    last = rows.drop_duplicates("unique_id", keep="last")
-    told = {
-        (str(unique_id), name): str(label)
-        for name in static
-        for unique_id, label in zip(last["unique_id"], last[name].fillna(""), strict=True)
-    }
+    told: dict[tuple[str, str], str] = {}
+    for name in static:
+        last = rows[rows[name].notna()].drop_duplicates("unique_id", keep="last")
+        for unique_id, label in zip(last["unique_id"], last[name], strict=True):
+            told[str(unique_id), name] = str(label)
     changed = [key for key, label in told.items() if known.get(key, "") != label]
     if changed:
         connection.execute(

@@ -276,7 +276,8 @@ def forecast_part(reporter: Reporter, folder: str, number: int, level: tuple[flo
             f"{home} is not there: on a cluster it must lie on a file system that all machines share"
         )
     share = _share(home / WORK / "input", number)
-    forecasts, problems = None, {}
+    forecasts: pd.DataFrame | None = None
+    problems: dict[str, str] = {}
     if share.exists():
         forecasts, problems = _forecast_rows(load_artifact(artifact), pq.read_table(share), level)
     if forecasts is not None and len(forecasts):

@@ -1,7 +1,7 @@
 """The command line: `hindcast`.
 
-Exit codes: 0 done; 1 something failed; 2 wrong usage, job file or input; 3 a source or the registry did not
-answer; 4 no such model, version or alias; 130 interrupted.
+Exit codes: 0 done; 1 something failed; 2 wrong usage, job file or input; 3 a source, the registry or the ledger
+did not answer; 4 no such model, version or alias; 130 interrupted.
 
 Torch and MLflow take seconds to import, so a command imports what it runs when it runs: `--help` is at once.
 """
@@ -37,6 +37,7 @@ app = typer.Typer(
 EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (
     (ModelNotFoundError, 4),
     (RegistryUnavailableError, 3),
+    (LedgerUnavailableError, 3),
     (SourceError, 3),
     (LedgerUnavailableError, 3),
     (JobError, 2),
@@ -47,7 +48,16 @@ EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (
 EXIT_INTERRUPTED = 130
 
 JobFile = Annotated[Path, typer.Argument(metavar="JOB", help="A job file, such as jobs/co2.yaml.")]
+JobFiles = Annotated[
+    list[Path] | None, typer.Argument(metavar="[JOB]...", help="Job files, such as jobs/co2.yaml.")
+]
+AllJobs = Annotated[Path | None, typer.Option("--all", help="Every job file of this folder.")]
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="A registered model: the name of its job.")]
+Reason = Annotated[str, typer.Option(help="Why; recorded with the version and in the ledger.")]
+Unrecorded = Annotated[
+    bool, typer.Option("--unrecorded", help="Do it though the ledger does not answer; only the tags say so then.")
+]
+User = Annotated[str | None, typer.Option(help="Who decides. Default: the user of this process.")]
 
 
 def exit_code_of(error: BaseException) -> int:
@@ -103,7 +113,8 @@ def train_command(job: JobFile) -> None:
 
 @app.command("backtest")
 def backtest_command(
-    job: JobFile,
+    jobs: JobFiles = None,
+    folder: AllJobs = None,
     to: Annotated[
         Path | None, typer.Option("--out", help="Folder for the forecasts (Parquet) and figures of each model.")
     ] = None,
@@ -120,12 +131,13 @@ def backtest_command(
     """
     from pipelines import commands
 
-    commands.backtest_job(read_settings(), job, to, picture, cutoffs)
+    commands.backtest_jobs(read_settings(), jobs or [], folder, to, picture, cutoffs)
 
 
 @app.command("retrain")
 def retrain_command(
-    job: JobFile,
+    jobs: JobFiles = None,
+    folder: AllJobs = None,
     key: Annotated[
         str | None, typer.Option(help="Names this run: called again with it, what it came to is shown.")
     ] = None,
@@ -135,8 +147,9 @@ def retrain_command(
 ) -> None:
     """Train a job, publish the best candidate, and promote it if the gate says so.
 
-    The gate: better than the seasonal naive, and not worse than the champion on the same cutoffs. Its decision
-    and reason are printed and written to the version's tags. Not promoting is not a failure.
+    The gate: better than the seasonal naive, and on the same cutoffs shown to be better than the champion (or, its
+    own configuration trained anew, not worse by more than the margin). Who may be better and lacks evidence goes
+    to the shadow. The decision and its reason are printed and recorded. Not promoting is not a failure.
 
     Where neither the data nor the job changed since the last run, the run is skipped and says so.
 
@@ -144,7 +157,7 @@ def retrain_command(
     """
     from pipelines import commands
 
-    commands.retrain_job(read_settings(), job, key, force=force)
+    commands.retrain_jobs(read_settings(), jobs or [], folder, key, force=force)
 
 
 @app.command("runs")
@@ -199,6 +212,39 @@ def ingest_command(job: JobFile) -> None:
     commands.ingest(read_settings(), job)
 
 
+Dataset = Annotated[str, typer.Option(help="The name the series are kept under in the ledger.")]
+Mapped = Annotated[
+    str, typer.Option("--columns", help='What a column is, and its name: "unique_id=sensor,ds=time,y=value".')
+]
+
+
+@app.command("watch")
+def watch_command(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where files are put.")],
+    dataset: Dataset,
+    columns: Mapped = "",
+    static: Annotated[
+        list[str] | None, typer.Option(help="A column that holds names instead of values; may be repeated.")
+    ] = None,
+    separator: Annotated[str, typer.Option(help="Character between two fields of a CSV file.")] = ",",
+    decimal: Annotated[str, typer.Option(help="Decimal sign of a CSV file.")] = ".",
+    poll: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks at the folder.")] = 5.0,
+    settle: Annotated[float, typer.Option(min=0.0, help="Seconds a file must not have changed.")] = 2.0,
+    once: Annotated[bool, typer.Option("--once", help="Take in what is there, and end.")] = False,
+) -> None:
+    """Take every CSV or Parquet file that is put into a folder into the ledger, once and whole.
+
+    Good files are moved to `done/`, bad ones to `rejected/` with the reason beside them. A bad row is left out and
+    told in `rejected/`. Write a file under another name (`.tmp`, `.part`) and rename it when it is whole.
+
+    Example: `hindcast watch /data/inbox --dataset plant`
+    """
+    from pipelines import commands
+
+    layout = {"columns": columns, "static": static or [], "separator": separator, "decimal": decimal}
+    commands.watch(read_settings(), folder, dataset, layout, poll, settle, once)
+
+
 @app.command("worker")
 def worker_command(
     jobs: Annotated[Path | None, typer.Option(help="Folder of job files. Default: HINDCAST_JOBS_DIR.")] = None,
@@ -244,6 +290,61 @@ def forecast_command(
     commands.forecast_file(read_settings(), model, source, to, level, alias)
 
 
+@app.command("replay")
+def replay_command(
+    forecast_id: Annotated[str, typer.Argument(metavar="FORECAST_ID", help="The forecast_id of an answer.")],
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads: those of the service.")] = 1,
+    device: Annotated[str, typer.Option(help="cpu or cuda: that of the service.")] = "cpu",
+) -> None:
+    """Compute a forecast again from the ledger's record, and say whether it is the same to the last bit.
+
+    Ends with 1 if it is not, and shows the largest difference.
+
+    Example: `hindcast replay 0b0f6f5e-6f0c-4d2b-9a53-2f1f0d6c3c55`
+    """
+    from pipelines import commands
+
+    if not commands.replay_forecast(read_settings(), forecast_id, threads, device):
+        raise typer.Exit(1)
+
+
+@app.command("issue")
+def issue_command(
+    job: Annotated[str, typer.Argument(metavar="JOB|MODEL", help="A job file, or the name of a model.")],
+) -> None:
+    """Forecast every series of a model at its newest cutoff, from the ledger alone, and keep the forecasts.
+
+    By the champion, and at the same cutoffs by the version in the shadow, if there is one; that version also
+    forecasts what the service was asked meanwhile. Asked again, only what is new is forecast.
+
+    Example: `hindcast issue jobs/pumps.yaml`
+    """
+    from pipelines import commands
+
+    commands.issue_forecasts(read_settings(), job)
+
+
+@app.command("score")
+def score_command(
+    model: Annotated[
+        str | None, typer.Argument(metavar="[MODEL]", help="Whose scores to print. Default: all.")
+    ] = None,
+    retain: Annotated[
+        float | None, typer.Option(min=0, help="Retire forecasts issued more days ago; sums of their scores stay.")
+    ] = None,
+    by: Annotated[
+        list[str] | None, typer.Option(help="Print a row for each unique_id or step too; may be repeated.")
+    ] = None,
+) -> None:
+    """Score every forecast whose truth has arrived, adjust intervals by it, and print how right the models were.
+
+    Example: `hindcast score pumps --by step --retain 90`
+    """
+    from pipelines import commands
+
+    commands.score_forecasts(read_settings(), model, retain, by or [])
+
+
 @app.command("models")
 def models_command() -> None:
     """List the registered models: versions, aliases, and why each was promoted or not.
@@ -259,26 +360,53 @@ def models_command() -> None:
 def promote_command(
     model: Model,
     version: Annotated[str, typer.Argument(help="Version number.")],
-    reason: Annotated[str, typer.Option(help="Recorded with the version.")] = "promoted by hand",
+    reason: Reason = "promoted by hand",
+    user: User = None,
+    unrecorded: Unrecorded = False,
+    hold: Annotated[
+        bool, typer.Option("--hold", help="Do not watch it: it stays even if it does worse than the one before.")
+    ] = False,
 ) -> None:
-    """Make a version the champion, whatever the gate said.
+    """Make a version the champion, whatever the gate said; who did it and why is recorded.
+
+    The champion before it forecasts on in the shadow, and comes back by itself if the new one does worse live.
 
     Example: `hindcast promote co2 3 --reason "sensor was replaced"`
     """
     from pipelines import commands
+    from pipelines.override import Override
 
-    commands.promote_model(read_settings(), model, version, reason)
+    override = Override(reason, user, unrecorded=unrecorded)
+    commands.promote_model(read_settings(), model, version, override, hold=hold)
 
 
 @app.command("rollback")
-def rollback_command(model: Model) -> None:
-    """Return to the champion before this one.
+def rollback_command(
+    model: Model, reason: Reason = "rolled back by hand", user: User = None, unrecorded: Unrecorded = False
+) -> None:
+    """Return to the champion before this one; who did it and why is recorded.
 
-    Example: `hindcast rollback co2`
+    Example: `hindcast rollback co2 --reason "its intervals are too narrow"`
+    """
+    from pipelines import commands
+    from pipelines.override import Override
+
+    commands.roll_back(read_settings(), model, Override(reason, user, unrecorded=unrecorded))
+
+
+@app.command("decisions")
+def decisions_command(
+    model: Annotated[str | None, typer.Argument(metavar="[MODEL]", help="One model. Default: all.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="The newest so many.")] = 20,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line, with all numbers.")] = False,
+) -> None:
+    """List what was decided about versions: promoted, sent to the shadow, kept out, rolled back; by whom and why.
+
+    Example: `hindcast decisions co2 --limit 5 --json`
     """
     from pipelines import commands
 
-    commands.roll_back(read_settings(), model)
+    commands.list_decisions(read_settings(), model, limit, as_json=as_json)
 
 
 @app.command("serve")

@@ -5,11 +5,14 @@ import logging
 import os
 import platform
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing, redirect_stdout
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
+from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from pydantic import TypeAdapter
@@ -17,23 +20,28 @@ from pydantic import TypeAdapter
 from forecasting.errors import HindcastError, InputError
 from forecasting.frame import forecast_frame
 from forecasting.registry import (
-    TAG_DECISION,
     TAG_REASON,
     ModelVersion,
     load_version,
     open_registry,
-    promote,
-    rollback,
 )
 from ledger.ledger import open_ledger
+from ledger.rules import check_dataset
 from ledger.runs import PATIENCE, STATES, RunRecord, State
 from pipelines.batch import BatchOrder, forecast_batch
 from pipelines.console import out, print_forecast, print_leaderboard, print_table, reporting
+from pipelines.fanout import map_tasks
+from pipelines.folder import FileLayout, FolderWatch
 from pipelines.ingest import ingest_job, tell_refusals
+from pipelines.issue import issue
+from pipelines.override import Override, promote_by_hand, roll_back_by_hand
 from pipelines.recorded import describe, retrain_recorded
+from pipelines.replay import replay
+from pipelines.report import Reporter
 from pipelines.retrain import Outcome, backtest, backtest_of, train
 from pipelines.run import Run, new_run, use_threads
 from pipelines.schedule import Worker, find_jobs
+from pipelines.score import score_matured
 from pipelines.search import search, show_setting
 from pipelines.settings import PipelineSettings
 from training.figures import (
@@ -48,12 +56,112 @@ from training.sources import AnySource
 from training.sources.base import SourceContext
 
 BEST_TRIALS = 5
+MOST_LEFT_OUT = 10
 
 
 def train_job(settings: PipelineSettings, job: Path) -> None:
     """Train, publish as challenger, and print the leaderboard."""
     outcome = _train_with(settings, job, train)
     out.print(f"registered {outcome.job} version {outcome.version} as challenger", markup=False)
+
+
+def retrain_jobs(
+    settings: PipelineSettings, jobs: Sequence[Path], folder: Path | None, key: str | None, *, force: bool
+) -> None:
+    """Retrain jobs, as many at a time as the settings say.
+
+    Raises:
+        InputError: a key is given to more than one.
+    """
+    files = _list_jobs(jobs, folder)
+    if key is not None and len(files) > 1:
+        raise InputError("--key names one run: give one job")
+    _run_jobs(settings, files, partial(retrain_job, key=key, force=force))
+
+
+def backtest_jobs(
+    settings: PipelineSettings,
+    jobs: Sequence[Path],
+    folder: Path | None,
+    to: Path | None,
+    picture: Path | None,
+    n_cutoffs: int = 1,
+) -> None:
+    """Backtest jobs, as many at a time as the settings say.
+
+    Raises:
+        InputError: a folder or a picture is given for more than one.
+    """
+    files = _list_jobs(jobs, folder)
+    if len(files) > 1 and (to or picture):
+        raise InputError("--out and --picture are for one job")
+    _run_jobs(settings, files, partial(backtest_job, to=to, picture=picture, n_cutoffs=n_cutoffs))
+
+
+def _list_jobs(jobs: Sequence[Path], folder: Path | None) -> dict[str, Path]:
+    """Return job files by the names of their jobs.
+
+    Raises:
+        InputError: there is none, or two have the same name.
+    """
+    files = {} if folder is None else find_jobs(folder)
+    for path in jobs:
+        name = load_job(path).name
+        if files.get(name, path) != path:
+            raise InputError(f"{path} and {files[name]} are both named {name!r}")
+        files[name] = path
+    if not files:
+        raise InputError("give a job file, or --all with a folder of them")
+    return files
+
+
+def _run_jobs(settings: PipelineSettings, files: Mapping[str, Path], how: Callable[..., None]) -> None:
+    """Run one job here, or several that fail each for itself.
+
+    Raises:
+        HindcastError: the one job failed as it says, or some of several did.
+    """
+    if len(files) == 1:
+        how(settings, *files.values())
+        return
+    if settings.in_turn:
+        failed = {name: _try(how, settings, path) for name, path in files.items()}
+    else:
+        failed = _run_side_by_side(settings, files, how)
+    errors = {name: error for name, error in failed.items() if error is not None}
+    for name, error in errors.items():
+        out.print(f"{name} failed: {error}", markup=False)
+    if errors:
+        raise HindcastError(f"{len(errors)} of {len(files)} jobs failed: {', '.join(errors)}")
+
+
+def _run_side_by_side(
+    settings: PipelineSettings, files: Mapping[str, Path], how: Callable[..., None]
+) -> dict[str, str | None]:
+    tasks = {name: (settings.alone, path.absolute(), how) for name, path in files.items()}
+    with reporting() as reporter:
+        ends = map_tasks(run_job_apart, tasks, settings, reporter)
+    for text, _ in ends.values():
+        out.print(text, markup=False, end="")
+    return {name: error for name, (_, error) in ends.items()}
+
+
+def run_job_apart(
+    reporter: Reporter, settings: PipelineSettings, path: Path, how: Callable[..., None]
+) -> tuple[str, str | None]:
+    """Run a job in a process of its own; return what it printed, and why it failed if it did."""
+    del reporter
+    with redirect_stdout(StringIO()) as printed:
+        error = _try(how, settings, path)
+    return printed.getvalue(), error
+
+
+def _try(how: Callable[..., None], settings: PipelineSettings, path: Path) -> str | None:
+    try:
+        how(settings, path)
+    except HindcastError as error:
+        return str(error)
+    return None
 
 
 def retrain_job(settings: PipelineSettings, job: Path, key: str | None = None, *, force: bool = False) -> None:
@@ -217,6 +325,43 @@ def ingest(settings: PipelineSettings, job: Path) -> None:
     out.print(done.describe(), markup=False)
 
 
+def watch(
+    settings: PipelineSettings,
+    folder: Path,
+    dataset: str,
+    layout: Mapping[str, Any],
+    poll_seconds: float,
+    settle_seconds: float,
+    once: bool,
+) -> None:
+    """Take in the files of a folder until stopped, or once.
+
+    Raises:
+        InputError: there is no such folder or column, or, asked once, files were rejected.
+    """
+    check_dataset(dataset)
+    files = FileLayout(**{**layout, "columns": parse_columns(layout["columns"])})
+    with reporting() as reporter, closing(open_ledger(settings.ledger)) as ledger:
+        watch = FolderWatch(folder, dataset, ledger, reporter, files, settle_seconds=settle_seconds)
+        watch.run(poll_seconds, once=once)
+    tally = watch.tally
+    out.print(f"{dataset}: {tally.done} files taken in, {tally.known} known already, {tally.rejected} rejected")
+    if tally.rejected:
+        raise InputError(f"{tally.rejected} files were rejected; the reasons are in {folder / 'rejected'}")
+
+
+def parse_columns(text: str) -> dict[str, str]:
+    """Read `unique_id=sensor,ds=time`: what a column is, and its name.
+
+    Raises:
+        InputError: it is not written so.
+    """
+    pairs = [pair.partition("=") for pair in text.split(",") if pair.strip()]
+    if any(not name.strip() or not column.strip() for name, _, column in pairs):
+        raise InputError(f'--columns is written "unique_id=sensor,ds=time,y=value", not {text!r}')
+    return {name.strip(): column.strip() for name, _, column in pairs}
+
+
 def run_worker(settings: PipelineSettings, jobs: Path | None) -> None:
     """Run the schedules until stopped, and end the process."""
     use_threads(settings)
@@ -282,6 +427,58 @@ def _read_frame(path: Path, names: Sequence[str]) -> pd.DataFrame:
     return reader.load(SourceContext(Path.cwd(), Path.cwd(), names=names))
 
 
+def replay_forecast(settings: PipelineSettings, forecast_id: str, threads: int, device: str) -> bool:
+    """Compute a forecast again, print what came of it, and return whether all of it is the same."""
+    with closing(open_ledger(settings.ledger)) as ledger:
+        replayed = replay(ledger, open_registry(settings.registry), forecast_id, threads=threads, device=device)
+    first = replayed[0].issued
+    different = [one for one in replayed if not one.identical]
+    title = f"forecast {forecast_id} by {first.model} version {first.version}"
+    if not different:
+        out.print(f"{title}: {len(replayed)} series, identical to the last bit", markup=False)
+        return True
+    rows = [[one.issued.unique_id, f"{one.difference:.3g}"] for one in different]
+    print_table(title, ["series", "largest difference"], rows)
+    out.print(f"{len(different)} of {len(replayed)} series are not identical", markup=False)
+    return False
+
+
+def score_forecasts(
+    settings: PipelineSettings, model: str | None, retain: float | None, by: Sequence[str]
+) -> None:
+    """Score what has matured, retire what is old where asked to, and print how right the models were."""
+    with closing(open_ledger(settings.ledger)) as ledger, reporting() as reporter:
+        done = score_matured(ledger, progress=reporter.count("scored"))
+        retired = 0 if retain is None else ledger.scores.retain(retain)
+        rows = ledger.scores.summary(model=model, by=("model", "version", "role", *by))
+    looked = f"{done.forecasts:,} forecasts looked at, {done.scores:,} scores written, intervals adjusted for "
+    out.print(f"{looked}{done.adjusted:,} series{f', {retired:,} retired' if retired else ''}", markup=False)
+    if rows:
+        table = [["" if value is None else _short(value) for value in row.values()] for row in rows]
+        print_table("scores against the latest actual", list(rows[0]), table)
+
+
+def _short(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def issue_forecasts(settings: PipelineSettings, job: str) -> None:
+    """Forecast every series of a model from the ledger, and print how many forecasts are new."""
+    path = Path(job)
+    model = load_job(path).name if path.suffix in (".yaml", ".yml") else job
+    with closing(open_ledger(settings.ledger)) as ledger, reporting() as reporter:
+        done = issue(ledger, open_registry(settings.registry), model, progress=reporter.count("series"))
+    for problem in list(done.left_out.values())[:MOST_LEFT_OUT]:
+        out.print(f"left out: {problem}", markup=False)
+    if len(done.left_out) > MOST_LEFT_OUT:
+        out.print(f"left out: {len(done.left_out) - MOST_LEFT_OUT} more series", markup=False)
+    out.print(
+        f"{model}: {done.champion} forecasts issued by the champion, {done.shadow} by the shadow, "
+        f"{done.beside} beside what the service issued",
+        markup=False,
+    )
+
+
 def list_models(settings: PipelineSettings) -> None:
     """Print every version of every model."""
     registry = open_registry(settings.registry)
@@ -298,18 +495,34 @@ def _describe(version: ModelVersion) -> list[str]:
     return [version.model, version.version, ", ".join(version.aliases), created, reason]
 
 
-def promote_model(settings: PipelineSettings, model: str, version: str, reason: str) -> None:
-    """Make a version the champion, and record why."""
-    registry = open_registry(settings.registry)
-    champion = promote(registry, model, version, {TAG_DECISION: "promoted", TAG_REASON: reason})
+def promote_model(settings: PipelineSettings, model: str, version: str, override: Override, *, hold: bool) -> None:
+    """Make a version the champion, and record who did it and why."""
+    champion = promote_by_hand(settings, model, version, override, hold=hold)
     out.print(f"{model} version {champion.version} is the champion", markup=False)
 
 
-def roll_back(settings: PipelineSettings, model: str) -> None:
-    """Return to the champion before this one."""
-    registry = open_registry(settings.registry)
-    champion = rollback(registry, model)
+def roll_back(settings: PipelineSettings, model: str, override: Override) -> None:
+    """Return to the champion before this one, and record who did it and why."""
+    champion = roll_back_by_hand(settings, model, override)
     out.print(f"{model} version {champion.version} is the champion again", markup=False)
+
+
+def list_decisions(settings: PipelineSettings, model: str | None, limit: int, *, as_json: bool) -> None:
+    """Print the newest decisions, newest first."""
+    with closing(open_ledger(settings.ledger)) as ledger:
+        found = ledger.decisions.of_model(model, limit=limit)
+    if as_json:
+        for one in found:
+            out.print(json.dumps(asdict(one), default=str), markup=False)
+        return
+    if not found:
+        out.print("no decisions yet; `hindcast retrain JOB` makes one", markup=False)
+        return
+    rows = [
+        [f"{d.decided_at:%Y-%m-%d %H:%M}", d.model, d.version, d.against or "", d.action, d.by, d.reason]
+        for d in found
+    ]
+    print_table("decisions", ["when (UTC)", "model", "version", "against", "action", "by", "reason"], rows)
 
 
 def serve(settings: PipelineSettings, host: str | None, port: int | None) -> None:

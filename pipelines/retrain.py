@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol, TypedDict, TypeVar, cast
+from typing import Any, NamedTuple, Protocol, TypedDict, TypeVar, cast
 
 import numpy as np
 import pandas as pd
@@ -31,6 +31,7 @@ from forecasting.errors import (
     ModelNotFoundError,
     RegistryError,
     RegistryUnavailableError,
+    SourceError,
     TrainingError,
 )
 from forecasting.forecaster import Forecaster
@@ -47,8 +48,10 @@ from forecasting.registry import (
 )
 from forecasting.spec import BASELINE_KINDS, ForecasterSpec
 from ledger.decisions import GATE, DecisionStore, RecordedDecision
+from pipelines.fanout import map_tasks
 from pipelines.load import load_data
 from pipelines.promotion import VERDICTS, Account, Action, Decision, Evidence, decide
+from pipelines.report import Reporter
 from pipelines.run import Run
 from pipelines.trial import tags_of
 from training.backtest import Backtest, leaderboard, run_backtest, validation_cutoffs
@@ -90,6 +93,17 @@ class Fitted(TypedDict):
     name: str
     run_id: str | None
     error: str | None
+
+
+class Shown(NamedTuple):
+    """What one forecaster showed in the backtest."""
+
+    scores: dict[str, float]
+    validation: dict[str, float]
+    losses: list[float]
+    """The gate metric at each test cutoff."""
+    tested: FloatArray
+    """The same by cutoff and series."""
 
 
 class Report(TypedDict):
@@ -136,7 +150,7 @@ def retrain_loaded(run: Run, data: str, step: StepRunner = run_now) -> Outcome:
     """Do all of a retraining that comes after the loading; `data` describes what was loaded."""
     parent = step("track", open_tracking, run)
     with _closing(run, parent, step):
-        fitted = [step(f"fit {name}", fit_forecaster, run, parent, name) for name in run.networks]
+        fitted = fit_all(run, parent, step)
         report = step("backtest", backtest_all, run, fitted)
         with _carrying_through(run):
             version = step("publish", publish_best, run, parent, report)
@@ -153,7 +167,7 @@ def train(run: Run) -> Outcome:
     data = load_data(run)
     parent = open_tracking(run)
     with _closing(run, parent):
-        fitted = [fit_forecaster(run, parent, name) for name in run.networks]
+        fitted = fit_all(run, parent)
         report = backtest_all(run, fitted)
         with _carrying_through(run):
             version = publish_best(run, parent, report)
@@ -163,7 +177,7 @@ def train(run: Run) -> Outcome:
 def backtest(run: Run) -> Outcome:
     """Train and backtest a job's candidates; track, publish and promote nothing."""
     data = load_data(run)
-    report = backtest_all(run, [fit_forecaster(run, None, name) for name in run.networks])
+    report = backtest_all(run, fit_all(run, None))
     return Outcome(run.job.name, data, report, None, None)
 
 
@@ -211,8 +225,41 @@ def open_tracking(run: Run) -> str:
 
 
 def close_tracking(run: Run, parent: str, status: str) -> None:
-    """Close the parent run in MLflow."""
+    """Close the parent run in MLflow, and what is left open below it."""
+    if status != "FINISHED":
+        run.tracker.end_candidates(parent)
     run.tracker.end_run(parent, status)
+
+
+def fit_all(run: Run, parent: str | None, step: StepRunner = run_now) -> list[Fitted]:
+    """Fit every forecaster of the comparison: in turn, a step each; or several at a time, in one step."""
+    if run.settings.in_turn:
+        return [step(f"fit {name}", fit_forecaster, run, parent, name) for name in run.networks]
+    return step("fit", fit_side_by_side, run, parent)
+
+
+def fit_side_by_side(run: Run, parent: str | None) -> list[Fitted]:
+    """Fit every forecaster, several at a time; those that an interrupted attempt finished are not fitted again."""
+    tasks = {f"fit {name}": (run.elsewhere, parent, name) for name in run.networks}
+    return list(map_tasks(fit_once, tasks, run.settings, run.reporter).values())
+
+
+def fit_once(reporter: Reporter, run: Run, parent: str | None, name: str) -> Fitted:
+    """Fit one forecaster, and leave a note of it in the run's folder; return what a note there says."""
+    note = run.folder / "fitted" / f"{name}.json"
+    if note.is_file():
+        known: Fitted = json.loads(note.read_text())
+        return known
+    if not (run.folder / "panel.npz").is_file():
+        raise SourceError(
+            f"{run.folder} holds no data: HINDCAST_HOME must lie on a file system that all machines share"
+        )
+    fitted = fit_forecaster(run.told_to(reporter), parent, name)
+    note.parent.mkdir(exist_ok=True)
+    draft = note.with_suffix(".draft")
+    draft.write_text(json.dumps(fitted))
+    draft.replace(note)
+    return fitted
 
 
 def fit_forecaster(run: Run, parent: str | None, name: str) -> Fitted:
@@ -305,16 +352,13 @@ def backtest_all(run: Run, fitted: Sequence[Fitted]) -> Report:
     champion = _load_champion(run)
     # Everyone answers the same questions: those that leave the longest window, the champion's included, filled.
     needed = max(run.history_needed, champion.input_size)
-    scores, validation, losses, tested = {}, {}, {}, {}
-    for name, run_id in ((f["name"], f["run_id"]) for f in _usable(run, fitted)):
-        test = backtest_of(run, run.artifact(name), run.split.cutoffs, needed)
-        before = backtest_of(run, run.artifact(name), validation_cutoffs(run.split, run.job.horizon))
-        scores[name], validation[name] = test.scores(), before.scores()
-        if test.unanswered:
-            run.reporter.say(f"{name} has no score: it gives no finite forecast for {_listed(test.unanswered)}")
-        losses[name], tested[name] = test.loss_by_cutoff(metric).tolist(), test.loss_by_series(metric)
-        if run_id is not None:
-            run.tracker.log_backtest(run_id, before, test, name, figures=run.candidate(name) is not None)
+    asked = run if run.settings.in_turn else run.elsewhere
+    tasks = {f["name"]: (asked, f, needed) for f in _usable(run, fitted)}
+    shown = map_tasks(show_forecaster, tasks, run.settings, run.reporter, aloud=False)
+    scores = {name: one.scores for name, one in shown.items()}
+    validation = {name: one.validation for name, one in shown.items()}
+    losses = {name: one.losses for name, one in shown.items()}
+    tested = {name: one.tested for name, one in shown.items()}
     for f in fitted:
         if f["run_id"] is not None:
             run.tracker.log_skill(f["run_id"], scores[f["name"]], scores["seasonal_naive"])
@@ -335,6 +379,18 @@ def backtest_all(run: Run, fitted: Sequence[Fitted]) -> Report:
         "validation": validation,
         "losses": losses,
     }
+
+
+def show_forecaster(reporter: Reporter, run: Run, fitted: Fitted, needed: int) -> Shown:
+    """Backtest one artefact on the test and the validation block, and log what it showed."""
+    name, run_id, metric = fitted["name"], fitted["run_id"], run.job.gate.metric
+    test = backtest_of(run, run.artifact(name), run.split.cutoffs, needed)
+    before = backtest_of(run, run.artifact(name), validation_cutoffs(run.split, run.job.horizon))
+    if test.unanswered:
+        reporter.say(f"{name} has no score: it gives no finite forecast for {_listed(test.unanswered)}")
+    if run_id is not None:
+        run.tracker.log_backtest(run_id, before, test, name, figures=run.candidate(name) is not None)
+    return Shown(test.scores(), before.scores(), test.loss_by_cutoff(metric).tolist(), test.loss_by_series(metric))
 
 
 def _save_losses(run: Run, tested: Mapping[str, FloatArray]) -> None:

@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -122,6 +122,15 @@ class Run:
     def artifact(self, name: str) -> Path:
         """Return where a forecaster's artefact lies in the run's folder."""
         return self.folder / "artifacts" / name
+
+    @property
+    def elsewhere(self) -> "Run":
+        """Return the run as it goes to another process: small, and with no task to hand on."""
+        return replace(self, settings=self.settings.alone, reporter=LogReporter(), clock=utc_now)
+
+    def told_to(self, reporter: Reporter) -> "Run":
+        """Return the run with somebody else listening."""
+        return self if reporter is self.reporter else replace(self, reporter=reporter)
 
     def discard(self) -> None:
         """Delete the run's folder."""

@@ -82,6 +82,11 @@ class PipelineSettings(BaseSettings):
         return self.ledger_url or f"sqlite:///{self.home.absolute()}/ledger.db"
 
     @property
+    def in_turn(self) -> bool:
+        """Return whether tasks run one after the other, in this process."""
+        return self.fan_out == 1 and not self.ray_address
+
+    @property
     def alone(self) -> "PipelineSettings":
         """Return the settings of a task that is one of many: they hold anywhere, and it fans out no further."""
         return self.model_copy(update={"home": self.home.absolute(), "fan_out": 1, "ray_address": ""})

@@ -121,8 +121,8 @@ def _clustered_variance(part_KN: FloatArray, lags: int, *, by_series: bool) -> f
 
 
 BETS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-CLIP = 1.5
-"""A relative difference beyond so many times its usual size counts as that many."""
+CLIP = 2.0
+"""A relative difference beyond so many times the mean size of those before it counts as that many."""
 
 
 def betting_evidence(loss_K: FloatArray, other_K: FloatArray, lags: int, margin: float = 0.0) -> FloatArray:
@@ -175,14 +175,14 @@ class _Gamblers:
     def __init__(self) -> None:
         self.best = 1.0
         self._capital = np.ones(len(BETS))
-        self._squares = 0.0
+        self._sizes = 0.0
         self._seen = 0
 
     def take(self, difference: float) -> None:
         """Bet on a difference; its scale is that of those before it, so the first ones only set the scale."""
-        if self._squares > 0:
-            outcome = difference / (CLIP * math.sqrt(self._squares / self._seen))
+        if self._sizes > 0:
+            outcome = difference / (CLIP * self._sizes / self._seen)
             self._capital *= 1.0 + np.array(BETS) * min(1.0, max(-1.0, outcome))
         self.best = max(self.best, float(self._capital.mean()))
-        self._squares += difference * difference
+        self._sizes += abs(difference)
         self._seen += 1

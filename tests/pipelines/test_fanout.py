@@ -1,21 +1,32 @@
 """Fan-out: the same results in this process, in processes and on a Ray cluster; and everything ends together."""
 
+import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
+from mlflow.tracking import MlflowClient
+from typer.testing import CliRunner
 
-from forecasting.errors import HindcastError, PanelError
+from forecasting.artifact import artifact_digest
+from forecasting.errors import HindcastError, PanelError, SourceError
+from pipelines.cli import app
 from pipelines.fanout import map_tasks, open_fan_out
+from pipelines.load import load_data
 from pipelines.report import Reporter
+from pipelines.retrain import backtest, fit_once, retrain
+from pipelines.run import Run, new_run
 from pipelines.settings import PipelineSettings
-from tests.conftest import free_port
+from tests.conftest import free_port, missing_service
+from tests.pipelines.conftest import TINY
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -113,7 +124,8 @@ from tests.pipelines.test_fanout import sleep_long
 
 if __name__ == "__main__":
     try:
-        map_tasks(sleep_long, {"a": (sys.argv[1],), "b": (sys.argv[1],)}, PipelineSettings(fan_out=2), LogReporter())
+        tasks = {"a": (sys.argv[1],), "b": (sys.argv[1],)}
+        map_tasks(sleep_long, tasks, PipelineSettings(fan_out=2), LogReporter())
     except KeyboardInterrupt:
         print("interrupted")
         sys.exit(130)
@@ -154,6 +166,124 @@ def test_no_process_outlives_the_one_that_started_it(tmp_path: Path, number: sig
     while any(is_alive(int(path.name)) for path in tmp_path.iterdir()):
         assert time.monotonic() < deadline, "a process went on alone"
         time.sleep(0.05)
+
+
+def digests_of(run: Run) -> dict[str, str]:
+    """Return the digest of every artefact in a run's folder."""
+    return {name: artifact_digest(run.artifact(name)) for name in run.networks}
+
+
+def test_a_retraining_is_the_same_side_by_side(
+    job_file: Path, settings: PipelineSettings, two: PipelineSettings
+) -> None:
+    listener = Listener()
+    in_turn, beside = new_run(job_file, settings, Listener()), new_run(job_file, two, listener)
+    expected, found = backtest(in_turn), retrain(beside)
+    assert digests_of(beside) == digests_of(in_turn)
+    assert {**found.report, "champion": None} == {**expected.report, "champion": None}
+    assert found.version == "1"
+    assert "fit ridge: done (" in "".join(listener.lines)
+    assert any(line.startswith("lstm: epoch 1 of 3") for line in listener.lines)
+    runs = MlflowClient(settings.tracking).search_runs(
+        [MlflowClient(settings.tracking).get_experiment_by_name("tiny").experiment_id]
+    )
+    assert [r.info.status for r in runs] == ["FINISHED"] * 7
+
+
+def test_a_fit_that_an_interrupted_attempt_finished_is_not_repeated(
+    job_file: Path, settings: PipelineSettings
+) -> None:
+    run = new_run(job_file, settings, Listener())
+    load_data(run)
+    first = fit_once(Listener(), run.elsewhere, None, "mlp")
+    before = (run.artifact("mlp") / "weights.safetensors").stat().st_mtime_ns
+    assert fit_once(Listener(), run.elsewhere, None, "mlp") == first
+    assert (run.artifact("mlp") / "weights.safetensors").stat().st_mtime_ns == before
+
+
+def test_a_machine_that_does_not_see_the_run_says_so(job_file: Path, settings: PipelineSettings) -> None:
+    run = new_run(job_file, settings, Listener())
+    with pytest.raises(SourceError, match="HINDCAST_HOME must lie on a file system that all machines share"):
+        fit_once(Listener(), run.elsewhere, None, "mlp")
+
+
+def test_jobs_side_by_side_fail_each_for_itself(
+    job_file: Path, settings: PipelineSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (job_file.parent / "good.yaml").write_text(TINY.replace("name: tiny", "name: good"))
+    job_file.write_text(TINY.replace("n_windows: 6", "n_windows: 600"))
+    outputs = []
+    for fan_out in ("1", "2"):
+        monkeypatch.setenv("HINDCAST_FAN_OUT", fan_out)
+        result = CliRunner().invoke(app, ["backtest", "--all", str(job_file.parent)])
+        assert isinstance(result.exception, HindcastError)
+        assert str(result.exception) == "1 of 2 jobs failed: tiny"
+        outputs.append(result.output)
+    leaderboards = [output.partition("good: test scores")[2] for output in outputs]
+    assert leaderboards[0] == leaderboards[1]
+    assert "lstm" in leaderboards[0]
+    assert "tiny failed: job 'tiny' has 500 steps of data and needs at least" in leaderboards[0]
+
+
+CLUSTER = """
+import json, os, sys
+from pathlib import Path
+
+os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # or Ray would listen beyond this machine
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"] = "token", sys.argv[3]
+os.environ.pop("RAY_ADDRESS", None)
+import ray
+from ray.cluster_utils import Cluster
+from pipelines.fanout import open_fan_out
+from pipelines.load import load_data
+from pipelines.retrain import fit_once
+from pipelines.run import new_run
+from pipelines.settings import PipelineSettings
+from tests.pipelines.test_fanout import Listener, digests_of, tell_where
+
+node = {"num_cpus": 1, "include_dashboard": False, "object_store_memory": 80_000_000}
+cluster = Cluster(initialize_head=True, head_node_args=node)
+try:
+    cluster.add_node(**node)
+    cluster.wait_for_nodes()
+    settings = PipelineSettings(home=Path(sys.argv[2]), ray_address=cluster.address)
+    run = new_run(Path(sys.argv[1]), settings, Listener())
+    load_data(run)
+    with open_fan_out(settings, run.reporter, len(run.networks)) as fan_out:
+        nodes = fan_out.map(tell_where, {"a": (), "b": (), "c": (), "d": ()})
+        fan_out.map(fit_once, {name: (run.elsewhere, None, name) for name in run.networks})
+    print(json.dumps({"nodes": nodes, "digests": digests_of(run)}))
+finally:
+    ray.shutdown()
+    cluster.shutdown()
+"""
+
+
+def tell_where(reporter: Reporter) -> str:
+    import ray
+
+    return str(ray.get_runtime_context().get_node_id())
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_cluster_of_two_nodes_makes_the_same_artefacts_bit_for_bit(
+    job_file: Path, settings: PipelineSettings
+) -> None:
+    if find_spec("ray") is None:
+        missing_service("needs Ray: pip install 'hindcast[ray]'")
+    run = new_run(job_file, settings, Listener())
+    backtest(run)
+    command = [sys.executable, "-c", CLUSTER, str(job_file), str(settings.home), secrets.token_hex(20)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HINDCAST_TRAINING_THREADS": "1"}
+    done = subprocess.run(
+        command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert len(set(found["nodes"].values())) == 2
+    assert found["digests"] == digests_of(run)
 
 
 def test_a_cluster_that_is_not_there_is_named_at_once(settings: PipelineSettings) -> None:

@@ -40,6 +40,15 @@ def test_every_request_example_is_answered(client: httpx.Client, document: dict[
         assert answer.json()["forecasts"][0]["status"] == "ok"
 
 
+def test_every_example_of_observations_is_kept(client: httpx.Client, document: dict[str, Any]) -> None:
+    body = document["paths"]["/v1/observations"]["post"]["requestBody"]
+    examples = body["content"]["application/json"]["examples"]
+    for example in examples.values():
+        answer = client.post("/v1/observations", json=example["value"])
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["refused"] == 0
+
+
 def test_examples_are_made_for_the_models_that_are_there(publish: Publish, serve: Serve) -> None:
     with serve(ready=False) as client:
         content = forecast_operation(client.get("/openapi.json").json())["requestBody"]["content"]
@@ -79,7 +88,7 @@ def test_every_reference_can_be_followed(document: dict[str, Any]) -> None:
 
 def test_every_field_of_a_request_is_described(document: dict[str, Any]) -> None:
     schemas = document["components"]["schemas"]
-    for name in ("ForecastRequest", "SeriesHistory"):
+    for name in ("ForecastRequest", "SeriesHistory", "ObservationsRequest", "SeriesObservations", "Observation"):
         assert all(field.get("description") for field in schemas[name]["properties"].values())
 
 
@@ -100,8 +109,17 @@ def api_schema(client: httpx.Client) -> BaseSchema:
 
 ROUTES = [
     ("POST", "/v1/forecast"),
+    ("POST", "/v1/observations"),
     ("GET", "/v1/models"),
     ("GET", "/v1/models/{model}"),
+    ("GET", "/v1/models/{model}/series"),
+    ("GET", "/v1/models/{model}/series/{unique_id}/forecast"),
+    ("GET", "/v1/accuracy"),
+    ("GET", "/v1/jobs"),
+    ("GET", "/v1/jobs/{job}"),
+    ("GET", "/v1/jobs/{job}/runs"),
+    ("GET", "/v1/jobs/{job}/runs/{key}"),
+    ("POST", "/v1/jobs/{job}/retrain"),
     ("GET", "/health/live"),
     ("GET", "/health/ready"),
     ("GET", "/metrics"),
@@ -162,3 +180,27 @@ def test_requests_to_real_models_are_answered_or_refused_as_it_says(
         return case
 
     hold(cases(), 60)
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/v1/models/{model}/series"),
+        ("GET", "/v1/models/{model}/series/{unique_id}/forecast"),
+        ("GET", "/v1/jobs/{job}/runs"),
+        ("POST", "/v1/jobs/{job}/retrain"),
+    ],
+)
+def test_questions_about_what_the_ledger_knows_are_answered_or_refused_as_it_says(
+    api_schema: BaseSchema, method: str, path: str
+) -> None:
+    """The same with the names of what is in the ledger: only the rest is made up."""
+    known = {"model": "pump", "unique_id": "pump-7", "job": "co2"}
+
+    @st.composite
+    def cases(draw: st.DrawFn) -> Case:
+        case = draw(api_schema[path][method].as_strategy())
+        case.path_parameters = {name: known[name] for name in case.path_parameters}
+        return case
+
+    hold(cases(), 25)

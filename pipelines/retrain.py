@@ -150,8 +150,6 @@ def retrain_loaded(run: Run, data: str, step: StepRunner = run_now) -> Outcome:
     """Do all of a retraining that comes after the loading; `data` describes what was loaded."""
     parent = step("track", open_tracking, run)
     with _closing(run, parent, step):
-        fitted = [step(f"fit {name}", fit_forecaster, run, parent, name) for name in run.networks]
-    with _closing(run, parent):
         fitted = fit_all(run, parent, step)
         report = step("backtest", backtest_all, run, fitted)
         with _carrying_through(run):
@@ -191,10 +189,6 @@ def _closing(run: Run, parent: str, step: StepRunner = run_now) -> Iterator[None
     except Exception:
         with suppress(HindcastError):
             step("close", close_tracking, run, parent, "FAILED")
-    except BaseException as error:
-        with suppress(RegistryError):
-            run.tracker.end_candidates(parent)
-            run.tracker.end_run(parent, "FAILED" if isinstance(error, Exception) else "KILLED")
         raise
     except BaseException:
         with suppress(RegistryError):
@@ -231,7 +225,9 @@ def open_tracking(run: Run) -> str:
 
 
 def close_tracking(run: Run, parent: str, status: str) -> None:
-    """Close the parent run in MLflow."""
+    """Close the parent run in MLflow, and what is left open below it."""
+    if status != "FINISHED":
+        run.tracker.end_candidates(parent)
     run.tracker.end_run(parent, status)
 
 

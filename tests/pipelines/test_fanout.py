@@ -14,9 +14,11 @@ from pathlib import Path
 import pytest
 import torch
 from mlflow.tracking import MlflowClient
+from typer.testing import CliRunner
 
 from forecasting.artifact import artifact_digest
 from forecasting.errors import HindcastError, PanelError, SourceError
+from pipelines.cli import app
 from pipelines.fanout import map_tasks, open_fan_out
 from pipelines.load import load_data
 from pipelines.report import Reporter
@@ -24,6 +26,7 @@ from pipelines.retrain import backtest, fit_once, retrain
 from pipelines.run import Run, new_run
 from pipelines.settings import PipelineSettings
 from tests.conftest import free_port, missing_service
+from tests.pipelines.conftest import TINY
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -202,6 +205,24 @@ def test_a_machine_that_does_not_see_the_run_says_so(job_file: Path, settings: P
     run = new_run(job_file, settings, Listener())
     with pytest.raises(SourceError, match="HINDCAST_HOME must lie on a file system that all machines share"):
         fit_once(Listener(), run.elsewhere, None, "mlp")
+
+
+def test_jobs_side_by_side_fail_each_for_itself(
+    job_file: Path, settings: PipelineSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (job_file.parent / "good.yaml").write_text(TINY.replace("name: tiny", "name: good"))
+    job_file.write_text(TINY.replace("n_windows: 6", "n_windows: 600"))
+    outputs = []
+    for fan_out in ("1", "2"):
+        monkeypatch.setenv("HINDCAST_FAN_OUT", fan_out)
+        result = CliRunner().invoke(app, ["backtest", "--all", str(job_file.parent)])
+        assert isinstance(result.exception, HindcastError)
+        assert str(result.exception) == "1 of 2 jobs failed: tiny"
+        outputs.append(result.output)
+    leaderboards = [output.partition("good: test scores")[2] for output in outputs]
+    assert leaderboards[0] == leaderboards[1]
+    assert "lstm" in leaderboards[0]
+    assert "tiny failed: job 'tiny' has 500 steps of data and needs at least" in leaderboards[0]
 
 
 CLUSTER = """

@@ -63,6 +63,7 @@ def test_no_more_is_kept_than_there_is_room_for(tmp_path: Path) -> None:
     assert not UnwrittenFiles(tmp_path, 100).append([b"x" * 60]), "what is there already counts"
     assert list(files.drain()) == [[b"x" * 60]]
     assert files.append([b"x" * 60])
+    files.close()
 
 
 def test_a_disk_that_refuses_is_told_and_the_next_record_goes_to_a_new_file(files: UnwrittenFiles) -> None:

@@ -32,7 +32,7 @@ LINGER = 0.05
 """Seconds answers are collected for one write."""
 RETRY = 0.5
 """Seconds for which a ledger that does not answer is left alone."""
-AT_ONCE = 100
+AT_ONCE = 50
 """Forecasts in one transaction, unless a single answer has more."""
 SHARE = 0.1
 """Share of its time that bringing takes while requests are being answered."""

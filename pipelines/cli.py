@@ -9,7 +9,7 @@ Torch and MLflow take seconds to import, so a command imports what it runs when 
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from pydantic import ValidationError
@@ -243,6 +243,40 @@ def watch_command(
 
     layout = {"columns": columns, "static": static or [], "separator": separator, "decimal": decimal}
     commands.watch(read_settings(), folder, dataset, layout, poll, settle, once)
+
+
+@app.command("bridge")
+def bridge_command(
+    kind: Annotated[Literal["mqtt"], typer.Argument(metavar="KIND", help="mqtt, the one there is.")],
+    dataset: Dataset,
+    topic: Annotated[
+        list[str],
+        typer.Option(help="Topics, such as plant/{unique_id}/{column} or plant/+/value; may be repeated."),
+    ],
+    broker: Annotated[str, typer.Option(help="mqtt://user@host:1883, or mqtts:// for TLS.")] = "mqtt://127.0.0.1",
+    columns: Mapped = "",
+    epoch: Annotated[
+        Literal["s", "ms", "us"] | None,
+        typer.Option(help="Timestamps in messages are numbers since 1970, in this."),
+    ] = None,
+    every: Annotated[
+        str | None, typer.Option(help="Round the time of arrival down to this step, such as 10s or 1min.")
+    ] = None,
+    client_id: Annotated[
+        str | None, typer.Option(help="Name of the session at the broker. Default: hindcast- and the dataset.")
+    ] = None,
+) -> None:
+    """Carry the messages of an MQTT broker into the ledger until stopped, each at least once.
+
+    A message is a number, or JSON: an object with `y`, `ds` and further columns, or a list of them. It is
+    acknowledged when it is kept; a bad one is set aside with the reason, below HINDCAST_HOME.
+
+    Example: `hindcast bridge mqtt --dataset plant --topic "plant/{unique_id}/value" --every 10s`
+    """
+    from pipelines import commands
+
+    del kind
+    commands.bridge(read_settings(), dataset, topic, broker, columns, epoch, every, client_id)
 
 
 @app.command("worker")

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import platform
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, redirect_stdout
@@ -348,6 +349,44 @@ def watch(
     out.print(f"{dataset}: {tally.done} files taken in, {tally.known} known already, {tally.rejected} rejected")
     if tally.rejected:
         raise InputError(f"{tally.rejected} files were rejected; the reasons are in {folder / 'rejected'}")
+
+
+def bridge(
+    settings: PipelineSettings,
+    dataset: str,
+    topics: Sequence[str],
+    broker: str,
+    columns: str,
+    epoch: str | None,
+    every: str | None,
+    client_id: str | None,
+) -> None:
+    """Carry messages until stopped.
+
+    Raises:
+        InputError: something cannot be meant as it is written, or paho-mqtt is not installed.
+        SourceError: the broker refuses this client.
+    """
+    try:
+        from pipelines.bridge import Bridge, BridgeConfig, parse_broker, parse_every, parse_topic
+    except ImportError as error:
+        raise InputError("the bridge needs paho-mqtt: pip install hindcast[mqtt]") from error
+    password = None if settings.mqtt_password is None else settings.mqtt_password.get_secret_value()
+    config = BridgeConfig(
+        parse_broker(broker, password),
+        tuple(map(parse_topic, topics)),
+        check_dataset(dataset),
+        client_id or f"hindcast-{dataset}",
+        parse_columns(columns),
+        epoch,
+        None if every is None else parse_every(every),
+    )
+    with reporting() as reporter, closing(open_ledger(settings.ledger)) as ledger:
+        bridge = Bridge(config, ledger, reporter, settings.home / "bridge" / f"{dataset}.rejected.ndjson")
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: bridge.stop())
+        bridge.run()
+    out.print(f"{dataset}: {bridge.kept:,} rows kept, {bridge.refused:,} refused", markup=False)
 
 
 def parse_columns(text: str) -> dict[str, str]:

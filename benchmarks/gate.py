@@ -1,9 +1,9 @@
-"""How often the gate errs, and what it finds: equally good models, better ones, one look and a year of weekly looks.
+"""How often the gate errs, and what it finds: equally good models and better ones, one look and a year of them.
 
-Models are simulated by their losses. At a cutoff all series share part of a model's luck; a series has some of its own,
-a little of which stays with it; where forecasts overlap, so does their luck. Equally good models have the same luck in
-distribution; a better one loses a share less. Every week the test block moves on by one cutoff, so that neighbouring
-weeks have nearly all of it in common, and a challenger comes: a new one, or the same one again.
+Models are simulated by their losses. At a cutoff all series share part of a model's luck; a series has some of
+its own, a little of which stays with it; where forecasts overlap, so does their luck. Equally good models have the
+same luck in distribution; a better one loses a share less. Every week the test block moves on by one cutoff, so that
+neighbouring weeks have nearly all of it in common, and a challenger comes: a new one, or the same one again.
 
 K cutoffs, N series.
 """
@@ -189,9 +189,9 @@ def measure_refreshes(report: Report, world: World, pairs: int) -> None:
             ("52nd, none", Account(51)),
         ):
             passed = [ask_gate(*losses, 0, account, refresh=True) == "promote" for losses in drawn]
-            report.add(case, OURS, f"promoted at the {name}, worse by {100 * worse:g} %", np.mean(passed))
+            report.add(case, OURS, f"promoted at the {name}, worse by {100 * worse:g} %", float(np.mean(passed)))
     years = [simulate_refreshes(rng, near, GATE.margin) for _ in range(pairs)]
-    report.add(case, OURS, "any promoted in 52 weeks, each worse by the margin", np.mean(years))
+    report.add(case, OURS, "any promoted in 52 weeks, each worse by the margin", float(np.mean(years)))
 
 
 def simulate_refreshes(rng: np.random.Generator, world: World, worse: float) -> bool:
@@ -209,31 +209,32 @@ def simulate_refreshes(rng: np.random.Generator, world: World, worse: float) -> 
 def measure_trials(report: Report, world: World, pairs: int) -> None:
     """Measure what becomes of challengers in the shadow, which are looked at after every cutoff."""
     rng, level = np.random.default_rng(4), FIRST.level(GATE) / 2
+    count = GATE.trial * (world.lags + 1)
+    case = f"trial of {count} cutoffs, level {level:.2g}: {world.name}"
     for better in (0.0, *IMPROVEMENTS):
-        case = f"trial of {GATE.trial} cutoffs, level {level:.2g}: {world.name}"
-        proven = [first_proof(*_live(rng, world, GATE.trial, better), world.lags, level) for _ in range(pairs)]
+        proven = [first_proof(*_live(rng, world, count, better), world.lags, level) for _ in range(pairs)]
         told = f"better by {100 * better:g} %"
-        report.add(case, OURS, f"promoted live, {told}", np.mean(np.isfinite(proven)))
-        if better and np.isfinite(proven).mean() > 0.5:
+        report.add(case, OURS, f"promoted live, {told}", share_of(proven))
+        if better and share_of(proven) > 0.5:
             report.add(case, OURS, f"median cutoffs, {told}", float(np.median(proven)))
-    equal = [_live(rng, world, GATE.trial, 0.0) for _ in range(pairs)]
-    case = f"trial of {GATE.trial} cutoffs: {world.name}"
-    plain = np.mean([_ever_significant(*losses) for losses in equal])
+    equal = [_live(rng, world, count, 0.0) for _ in range(pairs)]
+    plain = float(np.mean([_ever_significant(*losses) for losses in equal]))
     report.add(case, "t-test at 5 % after every cutoff", "promoted live, better by 0 %", plain)
 
 
 def measure_watches(report: Report, world: World, pairs: int) -> None:
     """Measure how soon a new champion that is worse is rolled back, and how often one that is not."""
     rng = np.random.default_rng(5)
-    case = f"watch of {GATE.watch} cutoffs, level {GATE.alpha:g}: {world.name}"
+    count = GATE.watch * (world.lags + 1)
+    case = f"watch of {count} cutoffs, level {GATE.alpha:g}: {world.name}"
     for worse in (0.0, *WORSE):
         found = []
         for _ in range(pairs):
-            champion_K, before_K = _live(rng, world, GATE.watch, -worse)
+            champion_K, before_K = _live(rng, world, count, -worse)
             found.append(first_proof(before_K, champion_K, world.lags, GATE.alpha))
         told = f"new champion worse by {100 * worse:g} %"
-        report.add(case, OURS, f"rolled back, {told}", np.mean(np.isfinite(found)))
-        if np.isfinite(found).mean() > 0.5:
+        report.add(case, OURS, f"rolled back, {told}", share_of(found))
+        if share_of(found) > 0.5:
             report.add(case, OURS, f"median cutoffs, {told}", float(np.median(found)))
 
 
@@ -249,6 +250,11 @@ def first_proof(loss_K: FloatArray, other_K: FloatArray, lags: int, level: float
         if loss_K[: k + 1].mean() < other_K[: k + 1].mean():
             return float(k + 1)
     return math.inf
+
+
+def share_of(proven: Sequence[float]) -> float:
+    """Return how many of the trials came to a proof."""
+    return float(np.isfinite(proven).mean())
 
 
 def _ever_significant(loss_K: FloatArray, other_K: FloatArray) -> bool:

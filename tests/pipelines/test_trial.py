@@ -181,7 +181,7 @@ def test_a_new_champion_that_is_worse_live_makes_way_for_the_one_before(court: C
 def test_a_new_champion_that_holds_its_own_is_alone_after_the_watch(court: Court) -> None:
     promote(court.registry, "tiny", "2", {TAG_REASON: "much better"})
     watch_previous(court.registry, "tiny")
-    give(court, v1=losses(1.0, 20, 1), v2=losses(1.0, 20, 2))
+    give(court, v1=losses(1.0, 30, 1), v2=losses(1.0, 30, 2))
     decision = judge_shadow(court, JOB)
     assert decision is not None
     assert decision.action == "keep"

@@ -259,12 +259,32 @@ def parse_freq(freq: str) -> Calendar:
 
 def _sessions_of(exchange: str) -> pd.DatetimeIndex:
     """Return the sessions from SESSIONS_FROM to SESSIONS_TO, or as many as the exchange's rules cover."""
+    return pd.DatetimeIndex(_exchange(exchange).sessions.to_numpy()).as_unit("us")
+
+
+@lru_cache(maxsize=64)
+def _exchange(exchange: str) -> exchange_calendars.ExchangeCalendar:
     usual = exchange_calendars.get_calendar(exchange)
     first, last = usual.bound_min(), usual.bound_max()
     start = SESSIONS_FROM if first is None else max(SESSIONS_FROM, str(first.date()))
     end = SESSIONS_TO if last is None else min(SESSIONS_TO, str(last.date()))
-    sessions = exchange_calendars.get_calendar(exchange, start=start, end=end).sessions
-    return pd.DatetimeIndex(sessions.to_numpy()).as_unit("us")
+    return exchange_calendars.get_calendar(exchange, start=start, end=end)
+
+
+def session_closes(exchange: str) -> pd.DatetimeIndex:
+    """Return the moment each session ends, in UTC; early closes are where they are.
+
+    Raises:
+        CalendarError: there is no exchange of this code.
+    """
+    if not isinstance(parse_freq(exchange), Sessions):
+        raise CalendarError(f"{exchange!r} is not an exchange calendar such as XNYS")
+    return pd.DatetimeIndex(_exchange(exchange).closes).as_unit("us")
+
+
+def exchange_timezone(exchange: str) -> str:
+    """Return the IANA name of the time zone an exchange keeps its hours in."""
+    return str(_exchange(exchange).tz)
 
 
 def _calendar_of(freq: str, offset: pd.offsets.BaseOffset) -> Calendar:

@@ -7,7 +7,8 @@ HindcastError
 ├── JobError                 a job file is not valid
 ├── SourceError              a data source did not deliver; the outside world is at fault
 ├── LedgerError              the ledger refused or could not do what was asked
-│   └── LedgerUnavailableError     its database did not answer; trying later may help
+│   ├── LedgerUnavailableError     its database did not answer; trying later may help
+│   └── QueueFullError             too many retrainings wait; asking later may help
 ├── ArtifactError            an artefact was refused: damaged, too new, or not what it claims to be
 └── RegistryError            the registry refused or could not do what was asked
     ├── ModelNotFoundError   no such model, version or alias
@@ -34,6 +35,10 @@ class PanelError(InputError):
         hidden = len(self.problems) - len(shown)
         super().__init__("; ".join(shown) + (f"; and {hidden} more series" if hidden else ""))
 
+    def __reduce__(self) -> tuple[type["PanelError"], tuple[dict[str, str]]]:
+        """Go to another process with the problems: the message alone could not be taken apart again."""
+        return type(self), (self.problems,)
+
 
 class CalendarError(InputError):
     """A frequency is unknown, or a timestamp does not lie on its grid."""
@@ -57,6 +62,10 @@ class LedgerError(HindcastError):
 
 class LedgerUnavailableError(LedgerError):
     """The ledger's database did not answer; the same call may succeed later."""
+
+
+class QueueFullError(LedgerError):
+    """Too many retrainings wait already; the same call may succeed later."""
 
 
 class ArtifactError(HindcastError):

@@ -16,6 +16,8 @@ from forecasting.errors import LedgerError, LedgerUnavailableError
 BUSY_SECONDS = 30.0
 """Seconds a writer waits for another one before it gives up (SQLite)."""
 CONNECT_SECONDS = 5
+SCHEMA = "ledger"
+"""Where the tables are in PostgreSQL: MLflow, which may share the database, has tables of the same names."""
 MIGRATION_LOCK = 7_431_980
 """Number of the lock that lets one process at a time change the tables (PostgreSQL)."""
 
@@ -35,7 +37,11 @@ def open_database(url: str) -> Engine:
         with answering(engine):
             _migrate(engine)
     except sa.exc.DatabaseError as error:
+        engine.dispose()
         raise LedgerError(f"the ledger cannot be opened: {_first_line(error)}") from error
+    except LedgerError:
+        engine.dispose()
+        raise
     return engine
 
 
@@ -55,7 +61,7 @@ def _create_engine(url: str) -> Engine:
         return sa.create_engine(
             parsed.set(drivername="postgresql+psycopg"),
             pool_pre_ping=True,
-            connect_args={"connect_timeout": CONNECT_SECONDS},
+            connect_args={"connect_timeout": CONNECT_SECONDS, "options": f"-csearch_path={SCHEMA}"},
         )
     raise LedgerError(f"a ledger is kept in SQLite or PostgreSQL, not in {parsed.get_backend_name()!r}")
 
@@ -127,6 +133,8 @@ def _migrate(engine: Engine) -> None:
         if engine.dialect.name == "postgresql":
             # Two processes that start at once would both create the tables.
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(MIGRATION_LOCK)))
+            if not sa.inspect(connection).has_schema(SCHEMA):
+                connection.execute(sa.schema.CreateSchema(SCHEMA))
         config.attributes["connection"] = connection
         try:
             command.upgrade(config, "head")

@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import numpy as np
@@ -19,6 +20,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Engine, Row
 
 from forecasting.covariates import Covariates
+from forecasting.transforms import Transform
 from ledger.database import reading, writing
 from ledger.moments import to_microseconds, to_moment
 from ledger.schema import forecasts
@@ -70,6 +72,13 @@ class IssuedForecast:
     inputs: ForecastInputs
     status: str = "ok"
     reason: str | None = None
+    target: str = "y"
+    """The column of the dataset that was forecast."""
+    freq: str = ""
+    """The frequency; without it a seasonal naive is known only where the inputs hold a season."""
+    season_length: int = 1
+    transform: Transform = "none"
+    """The scale on which it is scored."""
     id: int | None = None
     """The ledger's number, once it is kept."""
 
@@ -113,6 +122,11 @@ class ForecastStore:
             wanted.append(forecasts.c.role == role)
         newest = (forecasts.c.cutoff.desc(), forecasts.c.id.desc())
         return self._select(*wanted, order=newest, limit=limit)
+
+    def numbered(self, numbers: Sequence[int]) -> list[IssuedForecast]:
+        """Return forecasts by the ledger's numbers, in that order; those it does not hold are left out."""
+        found = {one.id: one for one in self._select(forecasts.c.id.in_([int(number) for number in numbers]))}
+        return [found[int(number)] for number in numbers if int(number) in found]
 
     def select(self, *conditions: sa.ColumnElement[bool], limit: int | None = None) -> list[IssuedForecast]:
         """Return the forecasts that meet conditions on `ledger.schema.forecasts`, oldest first."""
@@ -192,14 +206,46 @@ def _to_row(one: IssuedForecast) -> dict[str, Any]:
         "issued": one.values_HQ.astype("<f8").tobytes(),
         "adjustment": None if one.adjustment_HQ is None else one.adjustment_HQ.astype("<f8").tobytes(),
         "inputs": _pack_inputs(one.inputs),
+        "target": one.target,
+        "freq": one.freq,
+        "season_length": one.season_length,
+        "transform": one.transform,
+        "tail": max(one.quantiles[0], 1.0 - one.quantiles[-1]),
     }
+
+
+def pack_forecast(one: IssuedForecast) -> bytes:
+    """Write a forecast as bytes: a line of JSON, and the arrays behind it."""
+    row = _to_row(one)
+    arrays = {name: value for name, value in row.items() if isinstance(value, bytes)}
+    told = {name: value for name, value in row.items() if name not in arrays}
+    head = {"row": told, "arrays": [[name, len(value)] for name, value in arrays.items()]}
+    return json.dumps(head).encode() + b"\n" + b"".join(arrays.values())
+
+
+def unpack_forecast(packed: bytes) -> IssuedForecast:
+    """Return the forecast that was packed.
+
+    Raises:
+        ValueError: these are not the bytes of a forecast.
+    """
+    head, _, body = packed.partition(b"\n")
+    told = json.loads(head)
+    row, offset = dict(told["row"], id=None), 0
+    for name, length in told["arrays"]:
+        row[name] = body[offset : offset + length]
+        offset += length
+    try:
+        return _from_row(SimpleNamespace(**row))
+    except (AttributeError, zlib.error) as error:
+        raise ValueError(f"not a forecast: {error}") from error
 
 
 def _stamp(stamp: np.datetime64) -> int:
     return int(stamp.astype("datetime64[us]").astype(np.int64))
 
 
-def _from_row(row: Row[Any]) -> IssuedForecast:
+def _from_row(row: Row[Any] | SimpleNamespace) -> IssuedForecast:
     quantiles = np.frombuffer(row.quantiles, dtype="<f8")
     shape = (row.horizon, len(quantiles))
     adjustment = None if row.adjustment is None else np.frombuffer(row.adjustment, dtype="<f8").reshape(shape)
@@ -221,6 +267,10 @@ def _from_row(row: Row[Any]) -> IssuedForecast:
         inputs=_unpack_inputs(row.inputs),
         status=row.status,
         reason=row.reason,
+        target=row.target,
+        freq=row.freq,
+        season_length=row.season_length,
+        transform=row.transform,
         id=row.id,
     )
 

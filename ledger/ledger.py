@@ -5,11 +5,15 @@ from functools import cached_property
 
 from sqlalchemy.engine import Engine
 
+from ledger.adjustments import AdjustmentStore
 from ledger.database import open_database
 from ledger.decisions import DecisionStore
 from ledger.forecasts import ForecastStore
+from ledger.ingested import IngestedStore
 from ledger.moments import Clock, utc_now
 from ledger.observations import ObservationStore
+from ledger.runs import RunStore
+from ledger.scores import ScoreStore
 
 
 @dataclass(frozen=True)
@@ -25,9 +29,29 @@ class Ledger:
         return ObservationStore(self.engine, self.clock)
 
     @cached_property
+    def ingested(self) -> IngestedStore:
+        """Which files and rows of other databases were taken in."""
+        return IngestedStore(self.engine, self.observations)
+
+    @cached_property
     def forecasts(self) -> ForecastStore:
         """What was forecast."""
         return ForecastStore(self.engine)
+
+    @cached_property
+    def scores(self) -> ScoreStore:
+        """How right the forecasts were."""
+        return ScoreStore(self.engine, self.clock)
+
+    @cached_property
+    def adjustments(self) -> AdjustmentStore:
+        """What is added to forecasts to keep their intervals honest."""
+        return AdjustmentStore(self.engine, self.clock)
+
+    @cached_property
+    def runs(self) -> RunStore:
+        """Every retraining, and the jobs they are of."""
+        return RunStore(self.engine, self.clock)
 
     @cached_property
     def decisions(self) -> DecisionStore:

@@ -6,7 +6,7 @@ old one stays. So the ledger can be asked what was known at any moment, and answ
 R rows.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -91,7 +91,14 @@ class ObservationStore:
         self._engine = engine
         self._clock = clock
 
-    def append(self, dataset: str, rows: pd.DataFrame, *, static: Sequence[str] = ()) -> Appended:
+    def append(
+        self,
+        dataset: str,
+        rows: pd.DataFrame,
+        *,
+        static: Sequence[str] = (),
+        given: Mapping[str, NDArray[np.bool_]] | None = None,
+    ) -> Appended:
         """Add values, whole or not at all.
 
         Args:
@@ -99,26 +106,40 @@ class ObservationStore:
             rows: `unique_id`, `ds` (naive, as a panel has it) and one or more columns of numbers, NaN where
                 missing. A missing value withdraws the one known; where nothing is known it says nothing.
                 Where a series has a step twice, the later row counts.
-            static: columns of names, one a series; kept as they change.
+            static: columns of names, one a series; kept as they change. A missing name says nothing.
+            given: which rows say something of a column, missing or not; default all of them.
 
         Raises:
             InputError: a column is absent, or holds no numbers.
             LedgerUnavailableError: the database does not answer; nothing was kept.
         """
-        values = _columns_of(rows, static)
-        parts = [_part(rows, name) for name in values]
         with writing(self._engine) as connection:
-            _lock(connection, dataset, exclusive=True)
-            known_at = self._next_moment(connection, dataset)
-            ids = _number_series(connection, dataset, parts)
-            offered = 0
-            with bulk.staging(connection) as stage:
-                for part in parts:
-                    stage.add(*part.numbered(ids))
-                offered, new, revised = stage.merge(known_at)
-            said = _append_labels(connection, dataset, rows, static, known_at)
-            if new or revised or said:
-                _note_moment(connection, dataset, known_at)
+            return self.append_in(connection, dataset, rows, static=static, given=given)
+
+    def append_in(
+        self,
+        connection: Connection,
+        dataset: str,
+        rows: pd.DataFrame,
+        *,
+        static: Sequence[str] = (),
+        given: Mapping[str, NDArray[np.bool_]] | None = None,
+    ) -> Appended:
+        """Add values as `append` does, in a transaction that writes something else besides."""
+        values = _columns_of(rows, static)
+        told = given or {}
+        parts = [_part(rows[told[name]] if name in told else rows, name) for name in values]
+        lock_dataset(connection, dataset, exclusive=True)
+        known_at = self._next_moment(connection, dataset)
+        ids = _number_series(connection, dataset, parts)
+        offered = 0
+        with bulk.staging(connection) as stage:
+            for part in parts:
+                stage.add(*part.numbered(ids))
+            offered, new, revised = stage.merge(known_at)
+        said = _append_labels(connection, dataset, rows, static, known_at)
+        if new or revised or said:
+            _note_moment(connection, dataset, known_at)
         return Appended(new, revised, offered - new - revised, to_moment(known_at))
 
     def read(
@@ -281,7 +302,7 @@ class ObservationStore:
     def _let_writers_finish(self, dataset: str) -> None:
         """Wait for whoever is writing under an earlier moment, or the same question had two answers."""
         with writing(self._engine) as connection:
-            _lock(connection, dataset, exclusive=False)
+            lock_dataset(connection, dataset, exclusive=False)
 
 
 @dataclass(frozen=True)
@@ -333,21 +354,26 @@ def _part(rows: pd.DataFrame, column: str) -> _Part:
 def _number_series(connection: Connection, dataset: str, parts: Sequence[_Part]) -> dict[tuple[str, str], int]:
     """Return the number of every series and column, new ones entered."""
     wanted = {(name, part.column) for part in parts for name in part.names}
-    known = _known_numbers(connection, dataset, {part.column for part in parts})
+    columns, names = {column for _, column in wanted}, {name for name, _ in wanted}
+    known = _known_numbers(connection, dataset, columns, names)
     fresh = sorted(wanted - known.keys())
     if fresh:
         connection.execute(
             sa.insert(series),
             [{"dataset": dataset, "unique_id": name, "column": column} for name, column in fresh],
         )
-        known = _known_numbers(connection, dataset, {part.column for part in parts})
+        known = _known_numbers(connection, dataset, columns, names)
     return known
 
 
-def _known_numbers(connection: Connection, dataset: str, columns: set[str]) -> dict[tuple[str, str], int]:
+def _known_numbers(
+    connection: Connection, dataset: str, columns: set[str], names: set[str]
+) -> dict[tuple[str, str], int]:
     query = sa.select(series.c.unique_id, series.c.column, series.c.id).where(
         series.c.dataset == dataset, series.c.column.in_(columns)
     )
+    if len(names) <= bulk.FEW:
+        query = query.where(series.c.unique_id.in_(names))
     return {(name, column): number for name, column, number in connection.execute(query)}
 
 
@@ -359,12 +385,11 @@ def _append_labels(
         return 0
     query = sa.select(labels).where(labels.c.dataset == dataset).order_by(labels.c.known_at)
     known = {(row.unique_id, row.name): row.label for row in connection.execute(query)}
-    last = rows.drop_duplicates("unique_id", keep="last")
-    told = {
-        (str(unique_id), name): str(label)
-        for name in static
-        for unique_id, label in zip(last["unique_id"], last[name].fillna(""), strict=True)
-    }
+    told: dict[tuple[str, str], str] = {}
+    for name in static:
+        last = rows[rows[name].notna()].drop_duplicates("unique_id", keep="last")
+        for unique_id, label in zip(last["unique_id"], last[name], strict=True):
+            told[str(unique_id), name] = str(label)
     changed = [key for key, label in told.items() if known.get(key, "") != label]
     if changed:
         connection.execute(
@@ -436,7 +461,7 @@ def _of_each_step(id_R: IntArray, ds_R: IntArray, version: str) -> NDArray[np.bo
     return np.append(changes, True) if version == "latest" else np.insert(changes, 0, True)
 
 
-def _lock(connection: Connection, dataset: str, *, exclusive: bool) -> None:
+def lock_dataset(connection: Connection, dataset: str, *, exclusive: bool) -> None:
     """Hold the dataset until the transaction ends; SQLite has one writer anyway."""
     if connection.dialect.name != "postgresql":
         return

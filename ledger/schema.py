@@ -70,6 +70,28 @@ labels = Table(
     Column("label", String(256), nullable=False),
 )
 
+ingested = Table(
+    "ingested",
+    metadata,
+    Column("dataset", String(64), primary_key=True),
+    Column("checksum", String(64), primary_key=True),
+    Column("name", String(256), nullable=False),
+    Column("known_at", BigInteger, nullable=False),
+    Column("new", Integer, nullable=False),
+    Column("revised", Integer, nullable=False),
+    Column("unchanged", Integer, nullable=False),
+    Column("refused", Integer, nullable=False),
+)
+
+watermarks = Table(
+    "watermarks",
+    metadata,
+    Column("dataset", String(64), primary_key=True),
+    Column("source", String(64), primary_key=True),
+    Column("watermark", String(64), nullable=False),
+    Column("known_at", BigInteger, nullable=False),
+)
+
 forecasts = Table(
     "forecasts",
     metadata,
@@ -94,11 +116,106 @@ forecasts = Table(
     Column("issued", LargeBinary, nullable=False),
     Column("adjustment", LargeBinary, nullable=True),
     Column("inputs", LargeBinary, nullable=False),
+    Column("target", String(256), nullable=False, server_default="y"),
+    Column("freq", String(32), nullable=False, server_default=""),
+    Column("season_length", Integer, nullable=False, server_default="1"),
+    Column("transform", String(16), nullable=False, server_default="none"),
+    # The probability outside the outermost quantiles: a wider interval has no coverage to measure.
+    Column("tail", Double, nullable=False, server_default="0"),
     Column("scored", SmallInteger, nullable=False, server_default="0"),
     UniqueConstraint("forecast_id", "position"),
     Index(None, "model", "unique_id", "cutoff"),
-    Index(None, "scored", "ends"),
+    Index(None, "dataset", "target", "unique_id", "cutoff", "ends"),
+    Index(None, "scored", "cutoff"),
     Index(None, "issued_at"),
+)
+
+scores = Table(
+    "scores",
+    metadata,
+    Column("forecast", BigInteger, ForeignKey("forecasts.id", ondelete="CASCADE"), primary_key=True),
+    Column("step", Integer, primary_key=True),
+    Column("against", SmallInteger, primary_key=True),
+    Column("actual", Double, nullable=False),
+    Column("error", Double, nullable=False),
+    Column("naive_error", Double, nullable=True),
+    Column("crps", Double, nullable=False),
+    Column("pit", Double, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+score_totals = Table(
+    "score_totals",
+    metadata,
+    Column("model", String(64), primary_key=True),
+    Column("version", String(32), primary_key=True),
+    Column("role", String(16), primary_key=True),
+    Column("unique_id", String(256), primary_key=True),
+    Column("step", Integer, primary_key=True),
+    Column("month", BigInteger, primary_key=True),
+    Column("against", SmallInteger, primary_key=True),
+    Column("n", Integer, nullable=False),
+    Column("absolute_error", Double, nullable=False),
+    Column("crps", Double, nullable=False),
+    # Sums over the steps whose seasonal naive is known.
+    Column("n_naive", Integer, nullable=False),
+    Column("naive_error", Double, nullable=False),
+    Column("rival_error", Double, nullable=False),
+    Column("pit", LargeBinary, nullable=False),
+    Column("tail", Double, nullable=False),
+)
+
+score_moments = Table(
+    "score_moments",
+    metadata,
+    Column("dataset", String(64), primary_key=True),
+    Column("known_at", BigInteger, nullable=False),
+)
+
+adjustments = Table(
+    "adjustments",
+    metadata,
+    Column("model", String(64), primary_key=True),
+    Column("version", String(32), primary_key=True),
+    Column("unique_id", String(256), primary_key=True),
+    Column("made_at", BigInteger, primary_key=True),
+    Column("quantiles", LargeBinary, nullable=False),
+    Column("stretch", LargeBinary, nullable=False),
+    Column("cutoffs", LargeBinary, nullable=False),
+)
+
+runs = Table(
+    "runs",
+    metadata,
+    Column("key", String(128), primary_key=True),
+    Column("job", String(64), nullable=False),
+    Column("trigger", String(16), nullable=False),
+    Column("cause", Text, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("requested_at", BigInteger, nullable=False),
+    Column("started_at", BigInteger, nullable=True),
+    Column("ended_at", BigInteger, nullable=True),
+    Column("worker", String(128), nullable=True),
+    Column("seen_at", BigInteger, nullable=True),
+    Column("forced", SmallInteger, nullable=False, server_default="0"),
+    Column("data_digest", String(64), nullable=True),
+    Column("config_digest", String(64), nullable=True),
+    Column("version", String(32), nullable=True),
+    Column("decision", String(32), nullable=True),
+    Column("reason", Text, nullable=True),
+    Column("error", Text, nullable=True),
+    Index(None, "job", "requested_at"),
+    Index(None, "state"),
+)
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("config_digest", String(64), nullable=False),
+    Column("schedule", Text, nullable=True),
+    Column("next_tick", BigInteger, nullable=True),
+    Column("updated_at", BigInteger, nullable=False),
 )
 
 decisions = Table(

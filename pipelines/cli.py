@@ -39,6 +39,7 @@ EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (
     (RegistryUnavailableError, 3),
     (LedgerUnavailableError, 3),
     (SourceError, 3),
+    (LedgerUnavailableError, 3),
     (JobError, 2),
     (InputError, 2),
     (HindcastError, 1),
@@ -129,18 +130,46 @@ def backtest_command(
 
 
 @app.command("retrain")
-def retrain_command(job: JobFile) -> None:
+def retrain_command(
+    job: JobFile,
+    key: Annotated[
+        str | None, typer.Option(help="Names this run: called again with it, what it came to is shown.")
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Train also where nothing changed since the last run.")
+    ] = False,
+) -> None:
     """Train a job, publish the best candidate, and promote it if the gate says so.
 
     The gate: better than the seasonal naive, and on the same cutoffs shown to be better than the champion (or, its
     own configuration trained anew, not worse by more than the margin). Who may be better and lacks evidence goes
     to the shadow. The decision and its reason are printed and recorded. Not promoting is not a failure.
 
-    Example: `hindcast retrain jobs/sp500.yaml`
+    Where neither the data nor the job changed since the last run, the run is skipped and says so.
+
+    Example: `hindcast retrain jobs/sp500.yaml --key sp500-monday`
     """
     from pipelines import commands
 
-    commands.retrain_job(read_settings(), job)
+    commands.retrain_job(read_settings(), job, key, force=force)
+
+
+@app.command("runs")
+def runs_command(
+    job: Annotated[str | None, typer.Argument(metavar="[JOB]", help="Name of a job. Default: all.")] = None,
+    state: Annotated[
+        str | None, typer.Option(help="Only runs that are queued, running, done, skipped or failed.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Most runs shown, the newest.")] = 20,
+    as_json: Annotated[bool, typer.Option("--json", help="One line of JSON for each run.")] = False,
+) -> None:
+    """Show what was retrained, is and failed, who asked for it, and why it came to what it came to.
+
+    Example: `hindcast runs sp500 --state failed`
+    """
+    from pipelines import commands
+
+    commands.list_runs(read_settings(), job, state, limit, as_json=as_json)
 
 
 @app.command("search")
@@ -163,6 +192,53 @@ def search_command(
     commands.search_job(read_settings(), job, trials, candidate)
 
 
+@app.command("ingest")
+def ingest_command(job: JobFile) -> None:
+    """Load a job's source, and append to the ledger what is not known there yet.
+
+    The dataset is the job's name, or that of `source: {kind: ledger}`. Bad rows are left out and told; a
+    value that differs from the one known is kept as a revision. Repeating it changes nothing.
+
+    Example: `hindcast ingest jobs/co2.yaml`
+    """
+    from pipelines import commands
+
+    commands.ingest(read_settings(), job)
+
+
+Dataset = Annotated[str, typer.Option(help="The name the series are kept under in the ledger.")]
+Mapped = Annotated[
+    str, typer.Option("--columns", help='What a column is, and its name: "unique_id=sensor,ds=time,y=value".')
+]
+
+
+@app.command("watch")
+def watch_command(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where files are put.")],
+    dataset: Dataset,
+    columns: Mapped = "",
+    static: Annotated[
+        list[str] | None, typer.Option(help="A column that holds names instead of values; may be repeated.")
+    ] = None,
+    separator: Annotated[str, typer.Option(help="Character between two fields of a CSV file.")] = ",",
+    decimal: Annotated[str, typer.Option(help="Decimal sign of a CSV file.")] = ".",
+    poll: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks at the folder.")] = 5.0,
+    settle: Annotated[float, typer.Option(min=0.0, help="Seconds a file must not have changed.")] = 2.0,
+    once: Annotated[bool, typer.Option("--once", help="Take in what is there, and end.")] = False,
+) -> None:
+    """Take every CSV or Parquet file that is put into a folder into the ledger, once and whole.
+
+    Good files are moved to `done/`, bad ones to `rejected/` with the reason beside them. A bad row is left out and
+    told in `rejected/`. Write a file under another name (`.tmp`, `.part`) and rename it when it is whole.
+
+    Example: `hindcast watch /data/inbox --dataset plant`
+    """
+    from pipelines import commands
+
+    layout = {"columns": columns, "static": static or [], "separator": separator, "decimal": decimal}
+    commands.watch(read_settings(), folder, dataset, layout, poll, settle, once)
+
+
 @app.command("worker")
 def worker_command(
     jobs: Annotated[Path | None, typer.Option(help="Folder of job files. Default: HINDCAST_JOBS_DIR.")] = None,
@@ -179,18 +255,51 @@ def worker_command(
 @app.command("forecast")
 def forecast_command(
     model: Model,
-    source: Annotated[Path, typer.Option("--input", help="CSV or Parquet with unique_id, ds and y.")],
-    to: Annotated[Path | None, typer.Option("--output", help="Write a CSV or Parquet instead of a table.")] = None,
+    source: Annotated[
+        Path, typer.Option("--input", help="CSV or Parquet with unique_id, ds and y; with --batch Parquet only.")
+    ],
+    to: Annotated[
+        Path | None,
+        typer.Option("--output", help="Write a CSV or Parquet instead of a table; with --batch a folder."),
+    ] = None,
     level: Annotated[list[float] | None, typer.Option(help="Interval in percent; may be repeated.")] = None,
     alias: Annotated[str, typer.Option(help="Which version: an alias or a number.")] = "champion",
+    batch: Annotated[
+        bool, typer.Option("--batch", help="A panel larger than memory: part by part, and resumable.")
+    ] = False,
+    part_rows: Annotated[int, typer.Option(min=1, help="With --batch: rows of input in a part.")] = 1_000_000,
 ) -> None:
     """Forecast every series of a file with a registered model.
+
+    With `--batch` the output is a folder of Parquet parts. Stopped, it goes on where it was when it is called
+    again; series that cannot be forecast are listed in `_rejects.csv`.
 
     Example: `hindcast forecast co2 --input co2.csv --level 80 --output forecast.csv`
     """
     from pipelines import commands
 
+    if batch:
+        commands.forecast_panel_in_parts(read_settings(), model, source, to, level, alias, part_rows)
+        return
     commands.forecast_file(read_settings(), model, source, to, level, alias)
+
+
+@app.command("replay")
+def replay_command(
+    forecast_id: Annotated[str, typer.Argument(metavar="FORECAST_ID", help="The forecast_id of an answer.")],
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads: those of the service.")] = 1,
+    device: Annotated[str, typer.Option(help="cpu or cuda: that of the service.")] = "cpu",
+) -> None:
+    """Compute a forecast again from the ledger's record, and say whether it is the same to the last bit.
+
+    Ends with 1 if it is not, and shows the largest difference.
+
+    Example: `hindcast replay 0b0f6f5e-6f0c-4d2b-9a53-2f1f0d6c3c55`
+    """
+    from pipelines import commands
+
+    if not commands.replay_forecast(read_settings(), forecast_id, threads, device):
+        raise typer.Exit(1)
 
 
 @app.command("models")

@@ -3,16 +3,19 @@
 import json
 import logging
 import os
+import platform
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from pydantic import TypeAdapter
 
-from forecasting.errors import InputError
+from forecasting.errors import HindcastError, InputError
 from forecasting.frame import forecast_frame
 from forecasting.registry import (
     TAG_REASON,
@@ -21,9 +24,16 @@ from forecasting.registry import (
     open_registry,
 )
 from ledger.ledger import open_ledger
+from ledger.rules import check_dataset
+from ledger.runs import PATIENCE, STATES, RunRecord, State
+from pipelines.batch import BatchOrder, forecast_batch
 from pipelines.console import out, print_forecast, print_leaderboard, print_table, reporting
+from pipelines.folder import FileLayout, FolderWatch
+from pipelines.ingest import ingest_job, tell_refusals
 from pipelines.override import Override, promote_by_hand, roll_back_by_hand
-from pipelines.retrain import Outcome, backtest, backtest_of, retrain, train
+from pipelines.recorded import describe, retrain_recorded
+from pipelines.replay import replay
+from pipelines.retrain import Outcome, backtest, backtest_of, train
 from pipelines.run import Run, new_run, use_threads
 from pipelines.schedule import Worker, find_jobs
 from pipelines.search import search, show_setting
@@ -35,7 +45,7 @@ from training.figures import (
     save_forecasts_picture,
     save_html,
 )
-from training.job import SearchConfig
+from training.job import SearchConfig, load_job
 from training.sources import AnySource
 from training.sources.base import SourceContext
 
@@ -48,9 +58,74 @@ def train_job(settings: PipelineSettings, job: Path) -> None:
     out.print(f"registered {outcome.job} version {outcome.version} as challenger", markup=False)
 
 
-def retrain_job(settings: PipelineSettings, job: Path) -> None:
-    """Train, publish, let the gate decide, and print the leaderboard."""
-    _train_with(settings, job, retrain)
+def retrain_job(settings: PipelineSettings, job: Path, key: str | None = None, *, force: bool = False) -> None:
+    """Train, publish, let the gate decide, and print the leaderboard; once for a key, and where something changed.
+
+    Raises:
+        HindcastError: the retraining failed, now or when it was first asked for under this key.
+    """
+    ledger = open_ledger(settings.ledger)
+    with reporting() as reporter:
+        run = new_run(job, settings, reporter, key)
+        ledger.runs.request(run.job.name, "command", "a command", run.key, force=force)
+        try:
+            outcome = retrain_recorded(run, ledger.runs, f"{platform.node()}:{os.getpid()}")
+        finally:
+            run.discard()
+    if outcome is not None:
+        metric = run.job.gate.metric
+        print_leaderboard(outcome.job, outcome.leaderboard(metric), metric, outcome.report["best"])
+        return
+    record = ledger.runs.get(run.key)
+    if record is not None and record.state == "failed":
+        raise HindcastError(describe(record))
+    if record is not None:
+        out.print(describe(record), markup=False)
+
+
+def list_runs(
+    settings: PipelineSettings, job: str | None, state: str | None, limit: int, *, as_json: bool = False
+) -> None:
+    """Print runs, the newest first.
+
+    Raises:
+        InputError: there is no such state.
+    """
+    found: State | None = next((known for known in STATES if known == state), None)
+    if state is not None and found is None:
+        raise InputError(f"--state is one of {', '.join(STATES)}, not {state!r}")
+    records = open_ledger(settings.ledger).runs.list(job, found, limit)
+    if as_json:
+        for record in records:
+            out.print(json.dumps(asdict(record), default=_in_iso), markup=False, soft_wrap=True, highlight=False)
+        return
+    if not records:
+        out.print("no such run" if job or state else "nothing was retrained yet", markup=False)
+        return
+    titles = ["run", "job", "asked", "took", "state", "version", "because of", "why"]
+    print_table("runs", titles, [_run_row(record) for record in records])
+
+
+def _run_row(record: RunRecord) -> list[str]:
+    took = record.ended_at - record.started_at if record.ended_at and record.started_at else None
+    version = f"{record.version} {record.decision or ''}".strip() if record.version else ""
+    why = record.error or record.reason or ""
+    if record.state == "running" and record.seen_at is not None and datetime.now(UTC) - record.seen_at > PATIENCE:
+        why = f"no sign of {record.worker} since {record.seen_at:%Y-%m-%d %H:%M}"
+    return [
+        record.key,
+        record.job,
+        f"{record.requested_at:%Y-%m-%d %H:%M}",
+        f"{took.total_seconds():.0f} s" if took is not None else "",
+        record.state,
+        version,
+        f"{record.trigger}: {record.cause}",
+        why,
+    ]
+
+
+def _in_iso(value: object) -> str:
+    return value.isoformat() if isinstance(value, datetime) else str(value)
 
 
 def backtest_job(
@@ -135,6 +210,52 @@ def search_job(settings: PipelineSettings, job: Path, trials: int | None, candid
         out.print(f"  {found.line}", markup=False)
 
 
+def ingest(settings: PipelineSettings, job: Path) -> None:
+    """Append what a job's source has to the ledger, and print what became of it."""
+    config = load_job(job)
+    with reporting() as reporter, closing(open_ledger(settings.ledger)) as ledger:
+        done = ingest_job(config, job.parent.absolute(), settings.cache_dir, ledger, reporter)
+        tell_refusals(done.refusals, done.refused, reporter)
+    out.print(done.describe(), markup=False)
+
+
+def watch(
+    settings: PipelineSettings,
+    folder: Path,
+    dataset: str,
+    layout: Mapping[str, Any],
+    poll_seconds: float,
+    settle_seconds: float,
+    once: bool,
+) -> None:
+    """Take in the files of a folder until stopped, or once.
+
+    Raises:
+        InputError: there is no such folder or column, or, asked once, files were rejected.
+    """
+    check_dataset(dataset)
+    files = FileLayout(**{**layout, "columns": parse_columns(layout["columns"])})
+    with reporting() as reporter, closing(open_ledger(settings.ledger)) as ledger:
+        watch = FolderWatch(folder, dataset, ledger, reporter, files, settle_seconds=settle_seconds)
+        watch.run(poll_seconds, once=once)
+    tally = watch.tally
+    out.print(f"{dataset}: {tally.done} files taken in, {tally.known} known already, {tally.rejected} rejected")
+    if tally.rejected:
+        raise InputError(f"{tally.rejected} files were rejected; the reasons are in {folder / 'rejected'}")
+
+
+def parse_columns(text: str) -> dict[str, str]:
+    """Read `unique_id=sensor,ds=time`: what a column is, and its name.
+
+    Raises:
+        InputError: it is not written so.
+    """
+    pairs = [pair.partition("=") for pair in text.split(",") if pair.strip()]
+    if any(not name.strip() or not column.strip() for name, _, column in pairs):
+        raise InputError(f'--columns is written "unique_id=sensor,ds=time,y=value", not {text!r}')
+    return {name.strip(): column.strip() for name, _, column in pairs}
+
+
 def run_worker(settings: PipelineSettings, jobs: Path | None) -> None:
     """Run the schedules until stopped, and end the process."""
     use_threads(settings)
@@ -166,10 +287,54 @@ def forecast_file(
         frame.to_csv(to, index=False)
 
 
+def forecast_panel_in_parts(
+    settings: PipelineSettings,
+    model: str,
+    source: Path,
+    to: Path | None,
+    level: Sequence[float] | None,
+    alias: str,
+    part_rows: int,
+) -> None:
+    """Forecast a panel larger than memory into a folder, and say how many series have a forecast.
+
+    Raises:
+        InputError: there is no folder to write to.
+    """
+    if to is None:
+        raise InputError("--batch writes a folder: give --output")
+    use_threads(settings)
+    with reporting() as reporter:
+        result = forecast_batch(
+            BatchOrder(model, source, to, tuple(level or ()), alias, part_rows), settings, reporter
+        )
+    out.print(
+        f"{model} version {result.version}: {result.series:,} series forecast in {result.parts} parts, "
+        f"{result.rejects:,} refused (_rejects.csv)",
+        markup=False,
+    )
+
+
 def _read_frame(path: Path, names: Sequence[str]) -> pd.DataFrame:
     kind = "parquet" if path.suffix == ".parquet" else "csv"
     reader = TypeAdapter(AnySource).validate_python({"kind": kind, "path": str(path.absolute())})
     return reader.load(SourceContext(Path.cwd(), Path.cwd(), names=names))
+
+
+def replay_forecast(settings: PipelineSettings, forecast_id: str, threads: int, device: str) -> bool:
+    """Compute a forecast again, print what came of it, and return whether all of it is the same."""
+    with closing(open_ledger(settings.ledger)) as ledger:
+        replayed = replay(ledger, open_registry(settings.registry), forecast_id, threads=threads, device=device)
+    first = replayed[0].issued
+    different = [one for one in replayed if not one.identical]
+    title = f"forecast {forecast_id} by {first.model} version {first.version}"
+    if not different:
+        out.print(f"{title}: {len(replayed)} series, identical to the last bit", markup=False)
+        return True
+    rows = [[one.issued.unique_id, f"{one.difference:.3g}"] for one in different]
+    print_table(title, ["series", "largest difference"], rows)
+    out.print(f"{len(different)} of {len(replayed)} series are not identical", markup=False)
+    return False
 
 
 def list_models(settings: PipelineSettings) -> None:

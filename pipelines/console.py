@@ -11,6 +11,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from pipelines.report import line_of_epoch
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -31,13 +33,14 @@ class ConsoleReporter:
         (self._progress.console if self._progress else out).print(line, markup=False)
 
     def epoch(self, candidate: str, epoch: int, of: int, metrics: Mapping[str, float]) -> None:
-        train, val = metrics["train/loss"], metrics["val/loss"]
         if self._progress is None:
-            if epoch == 1 or epoch % 10 == 0 or epoch == of:
-                self.say(f"{candidate}: epoch {epoch} of {of}, train {train:.4f}, validation {val:.4f}")
+            line = line_of_epoch(candidate, epoch, of, metrics)
+            if line is not None:
+                self.say(line)
             return
         if candidate not in self._tasks:
             self._tasks[candidate] = self._progress.add_task(candidate, total=of)
+        train, val = metrics["train/loss"], metrics["val/loss"]
         note = f"train {train:.4f}  validation {val:.4f}"
         self._progress.update(self._tasks[candidate], completed=epoch, description=f"{candidate}  {note}")
 

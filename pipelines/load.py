@@ -1,10 +1,16 @@
 """Loading: from a job's source to the panel it is trained on, with every series that cannot be used named."""
 
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 
 from forecasting.errors import JobError, PanelError, SourceError
 from forecasting.panel import Columns, Panel, build_panel, save_panel
+from ledger.ledger import open_ledger
+from ledger.observations import ObservationStore
 from pipelines.run import Run
 from training.backtest import plan_split
 from training.job import JobConfig
@@ -14,7 +20,14 @@ from training.sources.base import SourceContext
 def load_data(run: Run) -> str:
     """Load the job's source into a validated panel, keep it in the run's folder, and describe it."""
     job = run.job
-    context = SourceContext(run.base_dir, run.settings.cache_dir, run.reporter.say, job.covariates.static)
+    context = SourceContext(
+        base_dir=run.base_dir,
+        cache_dir=run.settings.cache_dir,
+        note=run.reporter.say,
+        names=job.covariates.static,
+        columns=value_columns(job),
+        observations=_LedgerReader(run),
+    )
     rows = _select_columns(job, job.source.load(context))
     panel, left_out = _build_panel(job, rows)
     for problem in left_out.values():
@@ -26,18 +39,76 @@ def load_data(run: Run) -> str:
     return panel.describe()
 
 
+class _LedgerReader:
+    """Reads the ledger as it was known when the run first asked: a step that is repeated reads the same."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+
+    def __call__(
+        self,
+        dataset: str,
+        columns: Sequence[str],
+        *,
+        static: Sequence[str],
+        start: np.datetime64 | None,
+        as_of: datetime | None,
+    ) -> pd.DataFrame:
+        ledger = open_ledger(self._run.settings.ledger)
+        try:
+            moment = as_of or self._run.as_of or self._moment_of_the_run(ledger.observations, dataset)
+            return ledger.observations.frame(dataset, columns, static=static, start=start, as_of=moment)
+        finally:
+            ledger.close()
+
+    def _moment_of_the_run(self, observations: ObservationStore, dataset: str) -> datetime | None:
+        """Return the last moment something became known: what comes later has a later one, whatever the clocks."""
+        kept = self._run.folder / "as_of"
+        if kept.exists():
+            return datetime.fromisoformat(kept.read_text())
+        moment = observations.last_known_at(dataset)
+        if moment is not None:
+            _write_whole(kept, moment.isoformat())
+        return moment
+
+
+def _write_whole(path: Path, text: str) -> None:
+    unfinished = path.with_name(f".{path.name}")
+    unfinished.write_text(text)
+    unfinished.replace(path)
+
+
+def value_columns(job: JobConfig) -> list[str]:
+    """Return the columns of values a job works with, by their names in the source; the target is the first."""
+    return list(dict.fromkeys([job.target.column, *job.covariates.past, *job.covariates.future]))
+
+
+def name_columns(job: JobConfig) -> list[str]:
+    """Return the columns of names a job works with, beside the series' own."""
+    return [name for name in job.covariates.static if name != "unique_id"]
+
+
 def _select_columns(job: JobConfig, frame: pd.DataFrame) -> pd.DataFrame:
     """Return the long frame with the target as `y` and the job's covariates beside it."""
     target = job.target.column
     told = job.covariates
-    covariates = [*told.past, *told.future, *(name for name in told.static if name != "unique_id")]
+    covariates = [*told.past, *told.future, *name_columns(job)]
     if target in covariates:
         raise JobError(f"job {job.name!r}: the target column {target!r} cannot be a covariate too")
-    absent = [repr(name) for name in (target, *covariates) if name not in frame.columns]
+    require_columns(job, frame, (target, *covariates))
+    return frame[["unique_id", "ds", *covariates]].assign(y=frame[target])
+
+
+def require_columns(job: JobConfig, frame: pd.DataFrame, columns: Sequence[str]) -> None:
+    """Refuse what a source brought where it lacks a column the job works with.
+
+    Raises:
+        SourceError: it does; the message has what there is.
+    """
+    absent = [repr(name) for name in columns if name not in frame.columns]
     if absent:
         there = ", ".join(str(c) for c in frame.columns if c not in ("unique_id", "ds"))
         raise SourceError(f"job {job.name!r}: the source has no column {', '.join(absent)}; it has {there}")
-    return frame[["unique_id", "ds", *covariates]].assign(y=frame[target])
 
 
 def _build_panel(job: JobConfig, rows: pd.DataFrame) -> tuple[Panel, dict[str, str]]:

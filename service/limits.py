@@ -1,11 +1,14 @@
-"""How a body gets in: JSON, within its size and its time, counted while it arrives."""
+"""How a body gets in: of a kind that is taken, within its size and its time, counted while it arrives."""
 
 import asyncio
+from collections.abc import Sequence
 
 from starlette.requests import Request
 
 from service.problems import BODY_TIMEOUT, BODY_TOO_LARGE, UNSUPPORTED_MEDIA_TYPE, ProblemError
 from service.settings import ServiceSettings
+
+JSON = "application/json"
 
 
 async def read_json_body(request: Request, settings: ServiceSettings) -> bytes:
@@ -14,22 +17,34 @@ async def read_json_body(request: Request, settings: ServiceSettings) -> bytes:
     Raises:
         ProblemError: it is not declared as JSON, is too large or too slow.
     """
-    _check_content_type(request)
+    _, body = await read_body(request, settings, (JSON,))
+    return body
+
+
+async def read_body(request: Request, settings: ServiceSettings, taken: Sequence[str]) -> tuple[str, bytes]:
+    """Return what the body is declared as, and the raw body.
+
+    Raises:
+        ProblemError: it is declared as nothing that is taken, is too large or too slow.
+    """
+    media_type = _check_content_type(request, taken)
     try:
         async with asyncio.timeout(settings.body_seconds):
-            return await _read_body(request, settings.max_body_bytes)
+            return media_type, await _read_body(request, settings.max_body_bytes)
     except TimeoutError:
         detail = f"the body did not arrive within {settings.body_seconds:g} seconds"
         raise ProblemError(BODY_TIMEOUT, detail, headers={"connection": "close"}) from None
 
 
-def _check_content_type(request: Request) -> None:
-    media_type, _, parameters = request.headers.get("content-type", "").lower().partition(";")
+def _check_content_type(request: Request, taken: Sequence[str]) -> str:
+    declared, _, parameters = request.headers.get("content-type", "").lower().partition(";")
     charset = parameters.partition("charset=")[2].strip().strip('"')
-    if media_type.strip() != "application/json" or charset not in ("", "utf-8", "utf8"):
-        raise ProblemError(UNSUPPORTED_MEDIA_TYPE, "send content-type: application/json, in UTF-8")
+    media_type = declared.strip()
+    if media_type not in taken or charset not in ("", "utf-8", "utf8"):
+        raise ProblemError(UNSUPPORTED_MEDIA_TYPE, f"send content-type: {' or '.join(taken)}, in UTF-8")
     if request.headers.get("content-encoding", "identity").lower() != "identity":
         raise ProblemError(UNSUPPORTED_MEDIA_TYPE, "send the body without a content-encoding")
+    return media_type
 
 
 async def _read_body(request: Request, limit: int) -> bytes:

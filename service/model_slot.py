@@ -6,7 +6,6 @@ in one thread of its own, and a version that fails any check never reaches the s
 """
 
 import logging
-import re
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -16,10 +15,12 @@ from functools import cached_property
 from typing import Literal
 
 from forecasting.calendar import Calendar, parse_freq
-from forecasting.errors import ArtifactError, HindcastError, InputError, ModelNotFoundError
+from forecasting.errors import ArtifactError, InputError, ModelNotFoundError
 from forecasting.forecaster import Forecaster, interval_bounds
-from forecasting.registry import ModelVersion, Registry, load_version
+from forecasting.registry import TAG_DATASET, TAG_TARGET, ModelVersion, Registry, load_version
 from forecasting.spec import ForecasterSpec
+from ledger.observations import TARGET
+from service.failures import next_failure
 from service.schemas import Failure
 from service.settings import ServiceSettings
 
@@ -35,8 +36,6 @@ LONGEST_PAUSE = 300.0
 PATIENCE = 10.0
 """Most seconds to wait at shutdown for a look at the registry: a thread cut off inside torch aborts Python."""
 
-_ADDRESS = re.compile(r"[A-Za-z][\w+.-]*://[^\s'\",;)]+|(?<![\w.])(?:[A-Za-z]:)?[/\\][^\s'\",;:)]+")
-
 
 @dataclass(frozen=True)
 class LoadedModel:
@@ -49,6 +48,10 @@ class LoadedModel:
     loaded_at: datetime
     forecaster: Forecaster
     calendar: Calendar
+    dataset: str
+    """The ledger's dataset it reads."""
+    target: str
+    """The column of that dataset it forecasts."""
 
     @property
     def spec(self) -> ForecasterSpec:
@@ -100,7 +103,7 @@ class ModelSlot:
 
     def note(self, error: Exception, version: ModelVersion | None, pause: float) -> None:
         """Remember a failure, and leave a version that failed alone for a time that grows."""
-        self.failure = _next_failure(self.failure, error, version.version if version else None)
+        self.failure = next_failure(self.failure, error, version.version if version else None)
         if version is not None:
             self._rejected = (version.version, version.digest)
             self._retry_at = time.monotonic() + min(pause * 2.0 ** min(self.failure.attempts, 20), LONGEST_PAUSE)
@@ -145,6 +148,10 @@ class ModelSlots:
         """Return every slot, by name."""
         return [slot for _, slot in sorted(self._slots.items())]
 
+    def loaded(self) -> list[LoadedModel]:
+        """Return every model that answers, by name."""
+        return [slot.current for slot in self.all() if slot.current is not None]
+
     def get(self, name: str) -> ModelSlot | None:
         """Return the slot of a model."""
         return self._slots.get(name)
@@ -171,7 +178,7 @@ class ModelSlots:
         if began is None or time.monotonic() - began < limit:
             return self.registry_failure
         error = TimeoutError(f"the registry has not answered for {limit:g} seconds")
-        return _next_failure(None, error, None, trusted=True)
+        return next_failure(None, error, None, trusted=True)
 
     def refresh(self) -> None:
         """Look at the registry once, and follow it as far as it can be followed."""
@@ -204,7 +211,7 @@ class ModelSlots:
     def _note_registry(self, error: Exception) -> None:
         if self.registry_failure is None:
             log.warning("the registry cannot be followed", exc_info=error)
-        self.registry_failure = _next_failure(self.registry_failure, error, None)
+        self.registry_failure = next_failure(self.registry_failure, error, None)
 
     def _refresh_slot(self, registry: Registry, name: str) -> None:
         version: ModelVersion | None = None
@@ -232,7 +239,10 @@ class ModelSlots:
         calendar = _check_spec(forecaster.spec, version.model)
         now = datetime.now(UTC)
         digest, alias = version.digest or "", self.settings.alias
-        return LoadedModel(version.model, version.version, alias, digest, now, forecaster, calendar)
+        dataset, target = version.tags.get(TAG_DATASET, version.model), version.tags.get(TAG_TARGET, TARGET)
+        return LoadedModel(
+            version.model, version.version, alias, digest, now, forecaster, calendar, dataset, target
+        )
 
     def _announce(self, slot: ModelSlot, version: ModelVersion) -> None:
         log.info("model %s answers with version %s", slot.name, version.version)
@@ -257,27 +267,6 @@ def _check_spec(spec: ForecasterSpec, model: str) -> Calendar:
         return parse_freq(spec.freq)
     except InputError as error:
         raise ArtifactError(f"the artefact cannot answer: {error}") from error
-
-
-def _next_failure(
-    before: Failure | None, error: Exception, version: str | None, *, trusted: bool = False
-) -> Failure:
-    """Return the failure to show, counting on from the one before when it is of the same version."""
-    same = before is not None and before.version == version
-    return Failure(
-        version=version,
-        error=type(error).__name__,
-        detail=_public_message(error, trusted=trusted),
-        since=before.since if before is not None and same else datetime.now(UTC),
-        attempts=before.attempts + 1 if before is not None and same else 1,
-    )
-
-
-def _public_message(error: Exception, *, trusted: bool = False) -> str:
-    """Return what may be shown: our own messages without paths, and nothing of anybody else's."""
-    if not trusted and not isinstance(error, HindcastError):
-        return "unexpected error; the service's log has it"
-    return _ADDRESS.sub("<address>", str(error))[:500]
 
 
 def _reason(slot: ModelSlot) -> str:

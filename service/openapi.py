@@ -17,7 +17,7 @@ from forecasting.calendar import Calendar, format_timestamp
 from forecasting.errors import CalendarError
 from service.model_slot import LoadedModel, ModelSlots
 from service.problems import INVALID_REQUEST, MEDIA_TYPE, FieldError, Kind, Problem, describe
-from service.schemas import ForecastRequest, NotReady
+from service.schemas import ForecastRequest, NotReady, ObservationsRequest
 
 JsonObject = dict[str, Any]
 
@@ -75,7 +75,7 @@ def build_openapi(app: FastAPI, slots: ModelSlots) -> JsonObject:
     """Build the document as it is now, with examples for the models that are loaded now."""
     document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
-    for model in (ForecastRequest, Problem, NotReady):
+    for model in (ForecastRequest, ObservationsRequest, Problem, NotReady):
         _add_schema(schemas, model)
     for unused in ("HTTPValidationError", "ValidationError"):
         schemas.pop(unused, None)
@@ -118,7 +118,9 @@ def example_request(model: LoadedModel) -> JsonObject:
     series: JsonObject = {"unique_id": "example", "start": format_timestamp(start, model.calendar), "y": y}
     series |= _example_covariates(model)
     level = [float(lv) for lv in model.spec.level[:1]]
-    return {"model": model.name, "h": min(model.spec.horizon, 7), "level": level, "series": [series]}
+    h = min(model.spec.horizon, 7)
+    # Made up: nothing that happens could ever say how right its forecast was.
+    return {"model": model.name, "h": h, "level": level, "record": False, "series": [series]}
 
 
 def _example_covariates(model: LoadedModel) -> JsonObject:

@@ -81,6 +81,12 @@ OVERLOADED = Kind(
     "Too many requests at one time",
     "64 requests are being answered already; try again in a second",
 )
+LEDGER_UNAVAILABLE = Kind(
+    "ledger-unavailable",
+    503,
+    "The ledger does not answer",
+    "the ledger's postgresql database does not answer: connection refused",
+)
 
 KINDS = (
     MALFORMED_JSON,
@@ -96,6 +102,7 @@ KINDS = (
     MODEL_NOT_LOADED,
     NOT_READY,
     OVERLOADED,
+    LEDGER_UNAVAILABLE,
 )
 
 

@@ -10,8 +10,12 @@ import torch
 from fastapi import Depends, Request
 
 from forecasting.registry import Registry
+from ledger.ledger import Ledger
+from service.adjustments import AdjustmentBook
+from service.ledger_link import LedgerLink
 from service.model_slot import LoadedModel, ModelSlot, ModelSlots
 from service.problems import MODEL_NOT_LOADED, OVERLOADED, UNKNOWN_MODEL, ProblemError
+from service.recorder import Recorder
 from service.settings import ServiceSettings
 from service.telemetry import Telemetry
 
@@ -19,7 +23,7 @@ T = TypeVar("T")
 
 
 class Runtime:
-    """Settings, models, metrics and the inference thread of one service."""
+    """Settings, models, metrics, the ledger and the inference thread of one service."""
 
     def __init__(self, settings: ServiceSettings, open_registry: Callable[[], Registry]) -> None:
         self.settings = settings
@@ -28,6 +32,12 @@ class Runtime:
             settings, open_registry, choose_device(settings.device), self.telemetry.record_swap
         )
         self.telemetry.watch(self.slots)
+        self.ledger_link = LedgerLink(settings)
+        self.adjustments = AdjustmentBook(self.slots.loaded)
+        if settings.adjust_intervals:
+            self.ledger_link.on_look = self.adjustments.refresh
+        self.recorder = Recorder(self.ledger_link, self.telemetry.record_kept)
+        self.telemetry.watch_ledger(self.ledger_link, self.recorder)
         self.draining = False
         self._in_flight = 0
         self._worker: ThreadPoolExecutor | None = None
@@ -37,6 +47,8 @@ class Runtime:
         torch.set_num_threads(self.settings.torch_threads)
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="inference")
         self.slots.start()
+        self.ledger_link.start()
+        self.recorder.start()
 
     def stop(self) -> None:
         """End the threads; every accepted request has been answered by now."""
@@ -44,6 +56,21 @@ class Runtime:
         self.slots.stop()
         if self._worker is not None:
             self._worker.shutdown(wait=False)
+        self.recorder.stop()
+        self.ledger_link.stop()
+
+    @property
+    def ledger(self) -> Ledger | None:
+        """Return the ledger; None where there is none, or as long as it could not be opened."""
+        return self.ledger_link.ledger
+
+    async def ask_ledger(self, work: Callable[[Ledger], T], *, seconds: float | None = None) -> T:
+        """Do something with the ledger, in a thread, and within a time limit.
+
+        Raises:
+            ProblemError: there is no ledger, or it does not answer.
+        """
+        return await self.ledger_link.ask(work, seconds=seconds)
 
     async def infer(self, work: Callable[[], T]) -> T:
         """Run work in the one thread that runs networks, in order of arrival."""

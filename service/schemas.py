@@ -100,6 +100,9 @@ class ForecastOptions(_Request):
     level: Annotated[list[Annotated[FiniteFloat, Field(gt=0, lt=100)]], Field(fail_fast=True)] | None = Field(
         None, description="Prediction intervals in percent; default: the model's. [] asks for none."
     )
+    record: bool = Field(
+        True, description="Whether the ledger keeps the forecasts, to score them; false for something tried out."
+    )
 
 
 class ForecastRequest(ForecastOptions):
@@ -197,6 +200,66 @@ class ModelList(BaseModel):
     models: list[ModelInfo]
 
 
+class Observation(BaseModel):
+    """One observation; every further field is a column of values."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, FiniteFloat | str | None] = Field(init=False)
+
+    unique_id: str = Field(description="The name of the series.")
+    ds: str = Field(description="Timestamp in ISO 8601: a date, or a time, in UTC where it has no offset.")
+    y: FiniteFloat | None = Field(
+        None, description="The value; null withdraws the one known. Left out, nothing is said of it."
+    )
+
+
+class SeriesObservations(BaseModel):
+    """Observations of one series: lists of one length."""
+
+    unique_id: str = Field(description="The name of the series.")
+    ds: list[str] = Field(description="Timestamps in ISO 8601.", min_length=1)
+    y: list[FiniteFloat | None] | None = Field(None, description="Values; null withdraws the one known.")
+    columns: dict[str, list[FiniteFloat | None]] | None = Field(
+        None, description="More columns of values, by name: what covariates are made of."
+    )
+    static: dict[str, str] | None = Field(None, description="What the series is, by name.")
+
+
+class ObservationsRequest(BaseModel):
+    """Observations to keep: row by row, or series by series."""
+
+    dataset: str | None = Field(
+        None, pattern=MODEL_NAME_PATTERN, description="The name they are kept under; or ?dataset= in the address."
+    )
+    observations: list[Observation] | None = Field(None, description="Rows, one an observation.")
+    static: list[str] | None = Field(None, description="Columns of the rows that hold names instead of values.")
+    series: list[SeriesObservations] | None = Field(None, description="Instead of rows: series.")
+
+
+class RefusedObservation(BaseModel):
+    """A row that was not kept, and why."""
+
+    row: int = Field(
+        description="Its position from 0 among the observations, in the file or in the lists of its series; of "
+        "application/x-ndjson the line, from 1."
+    )
+    unique_id: str | None = Field(description="The series; null where the row names none that can be used.")
+    field: str = Field(description="The column.")
+    reason: str = Field(description="What was expected and what came.")
+
+
+class ObservationsAnswer(BaseModel):
+    """What became of the observations of a request; the same request again changes nothing."""
+
+    dataset: str
+    known_at: datetime = Field(description="The moment under which they are kept.")
+    new: int = Field(description="Values of steps of which nothing was known.")
+    revised: int = Field(description="Values that differ from the one known until now.")
+    unchanged: int = Field(description="Values that were known already.")
+    refused: int = Field(description="Rows that were not kept.")
+    refusals: list[RefusedObservation] = Field(description="The first hundred of them.")
+
+
 class Liveness(BaseModel):
     """The process runs."""
 
@@ -217,6 +280,9 @@ class Readiness(BaseModel):
 
     status: Literal["ready"] = "ready"
     registry: Failure | None = Field(description="Why the registry cannot be followed; null when it can.")
+    ledger: Failure | None = Field(
+        description="Why the ledger does not answer; null when it does, and when there is none."
+    )
     models: list[ModelReadiness]
 
 
@@ -224,4 +290,7 @@ class NotReady(Problem):
     """The problem that readiness answers with, and the state behind it."""
 
     registry: Failure | None = Field(description="Why the registry cannot be followed; null when it can.")
+    ledger: Failure | None = Field(
+        description="Why the ledger does not answer; null when it does, and when there is none."
+    )
     models: list[ModelReadiness]

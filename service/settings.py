@@ -12,11 +12,17 @@ from forecasting.registry import CHAMPION
 from forecasting.spec import MODEL_NAME_PATTERN
 
 MEBIBYTE = 1024**2
+LEDGER_OFF = "off"
 
 
 def _default_registry(data: dict[str, Any]) -> str:
     home: Path = data.get("home", Path(".hindcast"))
     return f"sqlite:///{home.absolute() / 'mlflow.db'}"
+
+
+def _default_ledger(data: dict[str, Any]) -> str:
+    home: Path = data.get("home", Path(".hindcast"))
+    return f"sqlite:///{home.absolute() / 'ledger.db'}"
 
 
 class ServiceSettings(BaseSettings):
@@ -29,6 +35,26 @@ class ServiceSettings(BaseSettings):
         default_factory=_default_registry,
         description="Model registry: a directory (a path or file:///path) or an MLflow URI. "
         "Default: the SQLite file mlflow.db in home.",
+    )
+    ledger_url: str = Field(
+        default_factory=_default_ledger,
+        description="Ledger of observations and forecasts: sqlite:///path, postgresql://..., or off for none. "
+        "Default: the SQLite file ledger.db in home.",
+    )
+    ledger_seconds: float = Field(
+        10.0, gt=0, le=600, description="Most seconds a request waits for the ledger; then it is told so (503)."
+    )
+    record_forecasts: bool = Field(True, description="Keep every forecast that was answered in the ledger.")
+    adjust_intervals: bool = Field(
+        True, description="Widen and narrow intervals by what the scores in the ledger taught of each series."
+    )
+    record_memory_bytes: int = Field(
+        64 * MEBIBYTE, ge=1024, description="Most bytes of forecasts that wait in memory to be kept."
+    )
+    unwritten_bytes: int = Field(
+        1024 * MEBIBYTE,
+        ge=0,
+        description="Most bytes of forecasts in files below home, waiting for a ledger that does not answer.",
     )
     models: Annotated[tuple[str, ...] | None, NoDecode] = Field(
         None, description="Models to serve, separated by commas. Default: every model with the alias."
@@ -82,6 +108,13 @@ class ServiceSettings(BaseSettings):
         if not isinstance(models, str):
             return models
         return tuple(name.strip() for name in models.split(",") if name.strip()) or None
+
+    @field_validator("ledger_url")
+    @classmethod
+    def _ledger_is_a_database(cls, url: str) -> str:
+        if url == LEDGER_OFF or re.match(r"(sqlite|postgresql)(\+\w+)?://", url):
+            return url
+        raise ValueError("a ledger is sqlite:///path or postgresql://..., or off")
 
     @field_validator("models")
     @classmethod

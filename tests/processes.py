@@ -118,7 +118,12 @@ def run_to_end(
 
 
 def write_job(
-    folder: Path, cron: str, *, name: str = "pumps", max_epochs: int = 2, schedule: Mapping[str, str] | None = None
+    folder: Path,
+    cron: str | None,
+    *,
+    name: str = "pumps",
+    max_epochs: int = 2,
+    schedule: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write a job file that trains in a second, and return its path."""
     job = {
@@ -130,7 +135,7 @@ def write_job(
         "candidates": [{"kind": "mlp", "input_size": 14, "hidden_size": 8}],
         "training": {"max_epochs": max_epochs, "patience": max_epochs},
         "evaluation": {"n_windows": 5},
-        "schedule": {"cron": cron, **(schedule or {})},
+        "schedule": {**({} if cron is None else {"cron": cron}), **(schedule or {})},
     }
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.yaml"

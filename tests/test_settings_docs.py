@@ -41,5 +41,5 @@ def test_the_page_lists_every_setting_as_the_code_has_it() -> None:
 
 def test_a_setting_both_parts_read_means_the_same_to_both() -> None:
     shared = PipelineSettings.model_fields.keys() & ServiceSettings.model_fields.keys()
-    assert shared == {"home", "registry_uri"}
+    assert shared == {"home", "registry_uri", "ledger_url"}
     assert PipelineSettings.model_fields["home"].default == ServiceSettings.model_fields["home"].default

@@ -3,11 +3,14 @@
 Unknown keys are refused and every message names the field, so that a typing error never trains quietly.
 """
 
+import hashlib
 from collections.abc import Hashable, Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo
 
+import pandas as pd
 import yaml
 from croniter import croniter
 from pydantic import (
@@ -202,14 +205,22 @@ class GateConfig(_Section):
 
 
 class ScheduleConfig(_Section):
-    """When the worker retrains."""
+    """When the worker retrains: by the clock (`cron`), or after the sessions of an exchange (`after_close`)."""
 
-    cron: str = Field(description="Five fields (minute hour day month weekday), or six with seconds first.")
+    cron: str | None = Field(
+        None, description="Five fields (minute hour day month weekday), or six with seconds first."
+    )
     timezone: str = Field("UTC", description="IANA time zone the cron is read in.")
     sessions: str | None = Field(
         None,
         description="Exchange; ticks on days without a session are skipped. Default the job's freq, if one.",
     )
+    after_close: str | None = Field(
+        None,
+        description="Instead of cron: this long after every session of the exchange ends, early closes included, "
+        "such as 30min or 2h; up to a day.",
+    )
+    force: bool = Field(False, description="Retrain also where neither the data nor the job changed.")
 
     @field_validator("timezone")
     @classmethod
@@ -229,10 +240,40 @@ class ScheduleConfig(_Section):
 
     @field_validator("cron")
     @classmethod
-    def _cron_is_valid(cls, cron: str) -> str:
-        if len(cron.split()) not in (5, 6) or not croniter.is_valid(cron, second_at_beginning=True):
+    def _cron_is_valid(cls, cron: str | None) -> str | None:
+        if cron is not None and (
+            len(cron.split()) not in (5, 6) or not croniter.is_valid(cron, second_at_beginning=True)
+        ):
             raise ValueError(f"{cron!r} is not a cron of five fields, or six with seconds first")
         return cron
+
+    @field_validator("after_close")
+    @classmethod
+    def _after_close_is_a_span(cls, after_close: str | None) -> str | None:
+        if after_close is not None:
+            parse_delay(after_close)
+        return after_close
+
+    @model_validator(mode="after")
+    def _one_of_two_ways(self) -> "ScheduleConfig":
+        if (self.cron is None) == (self.after_close is None):
+            raise ValueError("give either cron or after_close")
+        return self
+
+
+def parse_delay(text: str) -> timedelta:
+    """Return a span of whole minutes up to a day.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        delay = pd.Timedelta(text)
+    except ValueError as error:
+        raise ValueError(f"{text!r} is no span of time such as 30min or 2h") from error
+    if not pd.Timedelta(0) <= delay < pd.Timedelta(days=1) or delay % pd.Timedelta(minutes=1):
+        raise ValueError(f"{text!r} is not a span of whole minutes, up to a day")
+    return timedelta(minutes=delay // pd.Timedelta(minutes=1))
 
 
 class SearchRange(_Section):
@@ -385,6 +426,17 @@ class JobConfig(_Section):
                     f"candidate {candidate.name!r}: scale: series takes unique_id among the static covariates"
                 )
         return self
+
+    @model_validator(mode="after")
+    def _close_is_that_of_an_exchange(self) -> "JobConfig":
+        if self.schedule and self.schedule.after_close and self.session_calendar is None:
+            raise ValueError("schedule.after_close takes an exchange: name one in schedule.sessions, such as XNYS")
+        return self
+
+    def digest(self) -> str:
+        """Return the SHA-256 of all that has a part in what is trained: neither the schedule nor the search."""
+        content = self.model_dump_json(exclude={"schedule", "search"})
+        return hashlib.sha256(content.encode()).hexdigest()
 
     def training_of(self, candidate: Candidate) -> TrainingConfig:
         """Return the training settings in force for a candidate."""

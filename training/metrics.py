@@ -78,6 +78,29 @@ def crps(actual_BH: FloatArray, quantiles_BHQ: FloatArray, probabilities: Sequen
     return _mean(crps_each(actual_BH, quantiles_BHQ, probabilities))
 
 
+def pit(actual_BH: FloatArray, quantiles_BHQ: FloatArray, probabilities: Sequence[float]) -> FloatArray:
+    """Return the probability at which each target lies among the quantiles (probability integral transform).
+
+    Linear between two quantiles, 0 below and 1 above all of them. Where several quantiles are the target itself,
+    the probability among theirs that is nearest to the middle: an interval includes its bounds.
+    """
+    q = np.asarray(probabilities)
+    last = len(q) - 1
+    below_BH = (quantiles_BHQ < actual_BH[..., None]).sum(axis=-1)
+    reached_BH = (quantiles_BHQ <= actual_BH[..., None]).sum(axis=-1)
+    left_BH, right_BH = np.clip(below_BH - 1, 0, last), np.clip(below_BH, 0, last)
+    low_BH = np.take_along_axis(quantiles_BHQ, left_BH[..., None], axis=-1)[..., 0]
+    high_BH = np.take_along_axis(quantiles_BHQ, right_BH[..., None], axis=-1)[..., 0]
+    apart_BH = high_BH > low_BH
+    share_BH = np.where(apart_BH, (actual_BH - low_BH) / np.where(apart_BH, high_BH - low_BH, 1.0), 0.0)
+    between_BH = q[left_BH] + share_BH * (q[right_BH] - q[left_BH])
+    between_BH = np.where(below_BH == 0, 0.0, np.where(below_BH > last, 1.0, between_BH))
+    on_BH = np.clip(0.5, q[right_BH], q[np.clip(reached_BH - 1, 0, last)])
+    found_BH = np.where(reached_BH > below_BH, on_BH, between_BH)
+    unknown_BH = np.isnan(actual_BH) | np.isnan(quantiles_BHQ).any(axis=-1)
+    return np.where(unknown_BH, np.nan, found_BH)
+
+
 def coverage(actual_BH: FloatArray, low_BH: FloatArray, high_BH: FloatArray) -> float:
     """Return the share of targets inside the interval, its bounds included."""
     inside_BH = ((actual_BH >= low_BH) & (actual_BH <= high_BH)).astype(np.float64)

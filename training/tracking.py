@@ -160,10 +160,16 @@ class Tracker:
         """Close a run: FINISHED, FAILED or KILLED."""
         self._client.set_terminated(run_id, status)
 
+    @translated(STORE)
+    def end_candidates(self, parent: str) -> None:
+        """Close the child runs that processes which were ended left open."""
+        self._close_leftovers({"mlflow.parentRunId": parent})
+
     def _close_leftovers(self, tags: Mapping[str, str]) -> None:
         query = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
         for run in self._client.search_runs([self._experiment_id], query):
             if run.info.status == "RUNNING":
+                self._close_leftovers({"mlflow.parentRunId": str(run.info.run_id)})
                 self._client.set_terminated(run.info.run_id, "KILLED")
 
     @contextmanager

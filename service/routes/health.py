@@ -35,14 +35,16 @@ async def ready(request: Request, runtime: RuntimeOf) -> Readiness | Response:
     """Answer 200 when every required model is loaded and the service is not shutting down.
 
     A model that goes on serving although the registry could not be followed stays ready, marked `stale`.
+    Forecasts need no ledger: one that does not answer is shown, and takes nothing away.
     """
     reasons = ["the service is shutting down"] if runtime.draining else runtime.slots.missing()
     models, registry = _describe_models(runtime), runtime.slots.registry_trouble
+    ledger = runtime.ledger_link.trouble
     if not reasons:
-        return Readiness(models=models, registry=registry)
+        return Readiness(models=models, registry=registry, ledger=ledger)
     errors = [FieldError(path="", detail=reason) for reason in reasons]
     problem = describe(NOT_READY, reasons[0], str(request.scope.get("hindcast.request_id", "")), errors)
-    return respond(NotReady(**problem.model_dump(), models=models, registry=registry))
+    return respond(NotReady(**problem.model_dump(), models=models, registry=registry, ledger=ledger))
 
 
 def _describe_models(runtime: Runtime) -> list[ModelReadiness]:

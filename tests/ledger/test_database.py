@@ -52,6 +52,21 @@ def test_processes_that_open_a_new_ledger_at_one_time_do_not_collide(ledger_url:
 
 
 @pytest.mark.postgres
+def test_a_database_is_shared_with_tables_of_the_same_names(postgres_url: str) -> None:
+    """MLflow has a table `runs`, a table `datasets` and an `alembic_version` of its own."""
+    import psycopg
+
+    with psycopg.connect(postgres_url) as connection:
+        for name in ("runs", "datasets", "alembic_version"):
+            connection.execute(f"CREATE TABLE {name} (version_num TEXT)")
+            connection.execute(f"INSERT INTO {name} VALUES ('theirs')")  # noqa: S608  (names of ours)
+    ledger = open_ledger(postgres_url)
+    ledger.observations.append("plant", ONE)
+    assert ledger.observations.datasets() == ["plant"]
+    ledger.close()
+
+
+@pytest.mark.postgres
 def test_a_database_that_was_away_is_found_again(postgres_url: str) -> None:
     import psycopg
 
@@ -70,9 +85,13 @@ def test_a_database_that_was_away_is_found_again(postgres_url: str) -> None:
 
 
 def test_a_transaction_that_fails_leaves_nothing(ledger: Ledger) -> None:
-    with pytest.raises(ZeroDivisionError), writing(ledger.engine) as connection:
-        connection.execute(sa.text("INSERT INTO datasets VALUES ('plant', 1)"))
-        _ = 1 / 0
+    def fail_half_way() -> None:
+        with writing(ledger.engine) as connection:
+            connection.execute(sa.text("INSERT INTO datasets VALUES ('plant', 1)"))
+            raise ValueError("half way")
+
+    with pytest.raises(ValueError, match="half way"):
+        fail_half_way()
     assert ledger.observations.datasets() == []
 
 

@@ -38,6 +38,7 @@ COMMANDS = (
     "search",
     "worker",
     "forecast",
+    "replay",
     "models",
     "promote",
     "rollback",

@@ -115,7 +115,7 @@ def test_a_worker_killed_or_stopped_while_it_fits_goes_on_in_that_step(tmp_path:
 @pytest.mark.slow
 @pytest.mark.postgres
 def test_workers_that_share_a_scheduler_run_each_tick_once(tmp_path: Path, postgres_url: str) -> None:
-    write_job(tmp_path / "jobs", "*/5 * * * * *")
+    write_job(tmp_path / "jobs", "*/5 * * * * *", schedule={"force": True})
     shared = {"HINDCAST_SCHEDULER_DB": postgres_url}
     with (
         worker(tmp_path, "a.log", HINDCAST_WORKER_ID="a", **shared) as a,

@@ -133,7 +133,7 @@ def serve(registry: DirectoryRegistry) -> Serve:
     def start(
         served: DirectoryRegistry = registry, *, ready: bool = True, **settings: object
     ) -> AbstractContextManager[httpx.Client]:
-        chosen = {"registry_uri": str(registry.root), "poll_seconds": 0.05, **settings}
+        chosen = {"registry_uri": str(registry.root), "poll_seconds": 0.05, "ledger_url": "off", **settings}
         return serve_app(create_app(ServiceSettings(**chosen), served), ready=ready)
 
     return start
@@ -160,13 +160,16 @@ def shared_app(forecasters: dict[str, Forecaster], tmp_path_factory: pytest.Temp
     registry = DirectoryRegistry(folder / "registry")
     for forecaster in forecasters.values():
         publish_into(registry, folder)(forecaster)
-    settings = ServiceSettings(registry_uri=str(registry.root), max_series=50, max_length=2000, max_levels=4)
+    settings = ServiceSettings(
+        registry_uri=str(registry.root), home=folder / "home", max_series=50, max_length=2000, max_levels=4
+    )
     return create_app(settings)
 
 
 @pytest.fixture(scope="session")
 def client(shared_app: FastAPI) -> Iterator[httpx.Client]:
     with serve_app(shared_app) as client:
+        wait_until(lambda: shared_app.state.runtime.ledger is not None)
         yield client
 
 

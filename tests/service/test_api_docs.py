@@ -12,7 +12,7 @@ from forecasting.spec import CovariatesSpec, MLPSpec, RidgeSpec, StaticSpec
 from service.problems import KINDS, Problem
 from service.schemas import ForecastAnswer
 from service.settings import ServiceSettings
-from tests.service.conftest import Publish, Serve, build_forecaster
+from tests.service.conftest import Publish, Serve, build_forecaster, wait_until
 
 TEXT = (Path(__file__).parents[2] / "docs" / "api.md").read_text()
 COMMANDS = [
@@ -51,11 +51,12 @@ def run(client: httpx.Client, command: str) -> httpx.Response:
     return client.post(path.group(1), content=body.group(1), headers={"content-type": "application/json"})
 
 
-def test_every_command_works_as_it_is_printed(publish: Publish, serve: Serve) -> None:
+def test_every_command_works_as_it_is_printed(publish: Publish, serve: Serve, tmp_path: Path) -> None:
     for forecaster in models():
         publish(forecaster)
-    assert len(COMMANDS) == 8
-    with serve() as client:
+    assert len(COMMANDS) == 10
+    with serve(ledger_url=f"sqlite:///{tmp_path}/ledger.db") as client:
+        wait_until(lambda: all(run(client, command).status_code != 503 for command in COMMANDS))
         for command in COMMANDS:
             answer = run(client, command)
             assert answer.status_code == 200, (command, answer.text)

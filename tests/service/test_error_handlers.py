@@ -81,7 +81,7 @@ def test_any_other_request_id_is_replaced(client: httpx.Client, sent: str) -> No
 def test_an_error_nobody_foresaw_says_nothing_and_is_in_the_log(
     registry: DirectoryRegistry, caplog: pytest.LogCaptureFixture
 ) -> None:
-    app = create_app(ServiceSettings(registry_uri=str(registry.root)))
+    app = create_app(ServiceSettings(registry_uri=str(registry.root), ledger_url="off"))
 
     @app.get("/broken")
     async def broken() -> None:
@@ -99,7 +99,7 @@ def test_an_error_nobody_foresaw_says_nothing_and_is_in_the_log(
 
 
 def test_errors_of_the_framework_have_the_shape_too(registry: DirectoryRegistry) -> None:
-    app = create_app(ServiceSettings(registry_uri=str(registry.root)))
+    app = create_app(ServiceSettings(registry_uri=str(registry.root), ledger_url="off"))
 
     @app.get("/picky")
     async def picky(n: int = Query()) -> int:

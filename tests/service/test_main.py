@@ -74,6 +74,7 @@ def start(registry: DirectoryRegistry) -> Iterator[Callable[..., Process]]:
         defaults = {
             "HINDCAST_REGISTRY_URI": str(registry.root),
             "HINDCAST_PORT": "0",
+            "HINDCAST_HOME": str(registry.root.parent),
             "HINDCAST_POLL_SECONDS": "0.1",
         }
         started.append(Process(**{**defaults, **environment}))

@@ -40,6 +40,15 @@ def test_every_request_example_is_answered(client: httpx.Client, document: dict[
         assert answer.json()["forecasts"][0]["status"] == "ok"
 
 
+def test_every_example_of_observations_is_kept(client: httpx.Client, document: dict[str, Any]) -> None:
+    body = document["paths"]["/v1/observations"]["post"]["requestBody"]
+    examples = body["content"]["application/json"]["examples"]
+    for example in examples.values():
+        answer = client.post("/v1/observations", json=example["value"])
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["refused"] == 0
+
+
 def test_examples_are_made_for_the_models_that_are_there(publish: Publish, serve: Serve) -> None:
     with serve(ready=False) as client:
         content = forecast_operation(client.get("/openapi.json").json())["requestBody"]["content"]
@@ -79,7 +88,7 @@ def test_every_reference_can_be_followed(document: dict[str, Any]) -> None:
 
 def test_every_field_of_a_request_is_described(document: dict[str, Any]) -> None:
     schemas = document["components"]["schemas"]
-    for name in ("ForecastRequest", "SeriesHistory"):
+    for name in ("ForecastRequest", "SeriesHistory", "ObservationsRequest", "SeriesObservations", "Observation"):
         assert all(field.get("description") for field in schemas[name]["properties"].values())
 
 
@@ -100,6 +109,7 @@ def api_schema(client: httpx.Client) -> BaseSchema:
 
 ROUTES = [
     ("POST", "/v1/forecast"),
+    ("POST", "/v1/observations"),
     ("GET", "/v1/models"),
     ("GET", "/v1/models/{model}"),
     ("GET", "/health/live"),

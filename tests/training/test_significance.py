@@ -44,7 +44,7 @@ def test_more_lags_than_cutoffs_is_no_error() -> None:
 
 
 def overlapping_losses(rng: np.random.Generator, shape: tuple[int, int], lags: int) -> FloatArray:
-    """Differences that share targets as forecasts that overlap do, half of it the weather of all series."""
+    """Differences that share targets as forecasts `lags` cutoffs apart do, half of it shared by all."""
     k, n = shape
     shocks = rng.normal(size=(k + lags, n)) + rng.normal(size=(k + lags, 1))
     return sum((shocks[i : i + k] for i in range(lags + 1)), start=np.zeros((k, n)))

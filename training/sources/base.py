@@ -2,15 +2,32 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ConfigDict
 
 
 def _say_nothing(message: str) -> None:
     del message
+
+
+class ObservationReader(Protocol):
+    """Reads the ledger's observations."""
+
+    def __call__(
+        self,
+        dataset: str,
+        columns: Sequence[str],
+        *,
+        static: Sequence[str],
+        start: np.datetime64 | None,
+        as_of: datetime | None,
+    ) -> pd.DataFrame:
+        """Return a long frame of a dataset as known at a moment, which is that of the run where none is given."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +42,10 @@ class SourceContext:
     """Called with one line a person should read: progress, a retry, a partial failure."""
     names: Sequence[str] = ()
     """Columns that hold names, beside `unique_id`: text, also where it looks like numbers."""
+    columns: Sequence[str] = ()
+    """Columns of values that are wanted, for a source that is to be told; others bring all they have."""
+    observations: ObservationReader | None = None
+    """Reads the ledger, where there is one."""
 
 
 class SourceConfig(BaseModel):

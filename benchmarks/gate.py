@@ -2,8 +2,8 @@
 
 Models are simulated by their losses. At a cutoff all series share part of a model's luck; a series has some of
 its own, a little of which stays with it; where forecasts overlap, so does their luck. Equally good models have the
-same luck in distribution; a better one loses a share less. Every week the test block moves on by one cutoff, so that
-neighbouring weeks have nearly all of it in common, and a challenger comes: a new one, or the same one again.
+same luck in distribution; a better one loses a share less. Every week the test block moves on by one cutoff, so
+that neighbouring weeks have nearly all of it in common, and a challenger comes: a new one, or the same again.
 
 K cutoffs, N series.
 """

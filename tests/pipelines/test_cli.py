@@ -42,6 +42,7 @@ COMMANDS = (
     "models",
     "promote",
     "rollback",
+    "trial",
     "decisions",
     "serve",
     "demo",

@@ -428,6 +428,20 @@ def rollback_command(
     commands.roll_back(read_settings(), model, Override(reason, user, unrecorded=unrecorded))
 
 
+@app.command("trial")
+def trial_command(job: JobFile) -> None:
+    """Judge the version in a job's shadow by what it and the champion forecast live at the same cutoffs.
+
+    A challenger on trial is promoted when the evidence suffices, and a new champion that is worse than the one
+    before it makes way. Run it after `hindcast score`; it may be run as often as you like.
+
+    Example: `hindcast trial jobs/co2.yaml`
+    """
+    from pipelines import commands
+
+    commands.judge_job(read_settings(), job)
+
+
 @app.command("decisions")
 def decisions_command(
     model: Annotated[str | None, typer.Argument(metavar="[MODEL]", help="One model. Default: all.")] = None,

@@ -45,6 +45,7 @@ from pipelines.schedule import Worker, find_jobs
 from pipelines.score import score_matured
 from pipelines.search import search, show_setting
 from pipelines.settings import PipelineSettings
+from pipelines.trial import Court, judge_shadow, note_in
 from training.figures import (
     error_by_step_figure,
     forecast_figure,
@@ -55,6 +56,7 @@ from training.figures import (
 from training.job import SearchConfig, load_job
 from training.sources import AnySource
 from training.sources.base import SourceContext
+from training.tracking import Tracker
 
 BEST_TRIALS = 5
 MOST_LEFT_OUT = 10
@@ -544,6 +546,17 @@ def roll_back(settings: PipelineSettings, model: str, override: Override) -> Non
     """Return to the champion before this one, and record who did it and why."""
     champion = roll_back_by_hand(settings, model, override)
     out.print(f"{model} version {champion.version} is the champion again", markup=False)
+
+
+def judge_job(settings: PipelineSettings, job: Path) -> None:
+    """Judge the version in a job's shadow, and print what came of it."""
+    text, config = job.read_text(encoding="utf-8"), load_job(job)
+    with closing(open_ledger(settings.ledger)) as ledger:
+        tracker = Tracker(settings.tracking, config, text)
+        court = Court(open_registry(settings.registry), ledger.decisions, ledger.scores, note_in(tracker))
+        decision = judge_shadow(court, config)
+    told = "nobody is in the shadow" if decision is None else f"{decision.action}: {decision.reason}"
+    out.print(f"{config.name}: {told}", markup=False)
 
 
 def list_decisions(settings: PipelineSettings, model: str | None, limit: int, *, as_json: bool) -> None:

@@ -53,7 +53,7 @@ from pipelines.load import load_data
 from pipelines.promotion import VERDICTS, Account, Action, Decision, Evidence, decide
 from pipelines.report import Reporter
 from pipelines.run import Run
-from pipelines.trial import tags_of
+from pipelines.trial import TAG_TRACKING_RUN, tags_of
 from training.backtest import Backtest, leaderboard, run_backtest, validation_cutoffs
 from training.baselines import fit_baseline
 from training.calibrate import calibrate
@@ -490,7 +490,7 @@ def publish_best(run: Run, parent: str, report: Report) -> str:
             TAG_TRAINING: _training_digest(run, best),
             "hindcast.data_digest": run.panel.digest(),
             "hindcast.data_end": str(run.panel.ds[-1]),
-            "hindcast.tracking_run": parent,
+            TAG_TRACKING_RUN: parent,
             **{f"hindcast.test_{key}": f"{value:.6g}" for key, value in report["scores"][best].items()},
         }
         version = run.registry.publish(name, run.artifact(best), tags, parent)

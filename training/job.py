@@ -196,8 +196,12 @@ class GateConfig(_Section):
         0.02, ge=0, lt=1, description="Share of its loss by which a refresh of the champion may be worse."
     )
     looks: int = Field(52, ge=1, description="Challengers that share alpha; then the account is opened anew.")
-    trial: int = Field(60, ge=1, description="Most cutoffs a challenger in the shadow has to prove itself.")
-    watch: int = Field(20, ge=1, description="Cutoffs a new champion is watched beside the one before it.")
+    trial: int = Field(
+        60, ge=1, description="Cutoffs (that do not overlap) a challenger has in the shadow to prove itself."
+    )
+    watch: int = Field(
+        30, ge=1, description="Cutoffs (that do not overlap) a new champion is compared with the one before."
+    )
 
 
 class ScheduleConfig(_Section):

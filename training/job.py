@@ -156,6 +156,19 @@ class TrainingConfig(_Section):
         "scratch", description="warm: from the weights of the champion, where it is the same network."
     )
 
+    partitions: int = Field(
+        1,
+        ge=1,
+        le=1000,
+        description="Parts of the series, trained side by side and averaged every epoch; for very many series.",
+    )
+
+    @model_validator(mode="after")
+    def _partitions_have_one_average(self) -> "TrainingConfig":
+        if self.partitions > 1 and self.average:
+            raise ValueError("average takes one network step by step; with partitions leave it 0")
+        return self
+
     def loss_for(self, head: Head) -> LossKind:
         """Return the loss in force for a head.
 
@@ -508,8 +521,8 @@ def setting_values(candidate: Candidate, name: str, dimension: Dimension) -> tup
     """
     network = type(candidate.network).model_fields
     settings = {**network, **TrainingConfig.model_fields}
-    # A seed that did well was lucky, a job's candidates share one device, and all trials start from scratch.
-    searchable = [setting for setting in settings if setting not in ("seed", "device", "start")]
+    # A seed that did well was lucky, candidates share one device, trials start from scratch, on all series.
+    searchable = [setting for setting in settings if setting not in ("seed", "device", "start", "partitions")]
     if name not in searchable:
         raise ValueError(f"{candidate.network.kind} has no such setting to search; it has {', '.join(searchable)}")
     taken: TypeAdapter[Choice] = TypeAdapter(

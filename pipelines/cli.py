@@ -9,7 +9,7 @@ Torch and MLflow take seconds to import, so a command imports what it runs when 
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from pydantic import ValidationError
@@ -245,6 +245,40 @@ def watch_command(
     commands.watch(read_settings(), folder, dataset, layout, poll, settle, once)
 
 
+@app.command("bridge")
+def bridge_command(
+    kind: Annotated[Literal["mqtt"], typer.Argument(metavar="KIND", help="mqtt, the one there is.")],
+    dataset: Dataset,
+    topic: Annotated[
+        list[str],
+        typer.Option(help="Topics, such as plant/{unique_id}/{column} or plant/+/value; may be repeated."),
+    ],
+    broker: Annotated[str, typer.Option(help="mqtt://user@host:1883, or mqtts:// for TLS.")] = "mqtt://127.0.0.1",
+    columns: Mapped = "",
+    epoch: Annotated[
+        Literal["s", "ms", "us"] | None,
+        typer.Option(help="Timestamps in messages are numbers since 1970, in this."),
+    ] = None,
+    every: Annotated[
+        str | None, typer.Option(help="Round the time of arrival down to this step, such as 10s or 1min.")
+    ] = None,
+    client_id: Annotated[
+        str | None, typer.Option(help="Name of the session at the broker. Default: hindcast- and the dataset.")
+    ] = None,
+) -> None:
+    """Carry the messages of an MQTT broker into the ledger until stopped, each at least once.
+
+    A message is a number, or JSON: an object with `y`, `ds` and further columns, or a list of them. It is
+    acknowledged when it is kept; a bad one is set aside with the reason, below HINDCAST_HOME.
+
+    Example: `hindcast bridge mqtt --dataset plant --topic "plant/{unique_id}/value" --every 10s`
+    """
+    from pipelines import commands
+
+    del kind
+    commands.bridge(read_settings(), dataset, topic, broker, columns, epoch, every, client_id)
+
+
 @app.command("worker")
 def worker_command(
     jobs: Annotated[Path | None, typer.Option(help="Folder of job files. Default: HINDCAST_JOBS_DIR.")] = None,
@@ -408,6 +442,20 @@ def rollback_command(
     from pipelines.override import Override
 
     commands.roll_back(read_settings(), model, Override(reason, user, unrecorded=unrecorded))
+
+
+@app.command("trial")
+def trial_command(job: JobFile) -> None:
+    """Judge the version in a job's shadow by what it and the champion forecast live at the same cutoffs.
+
+    A challenger on trial is promoted when the evidence suffices, and a new champion that is worse than the one
+    before it makes way. Run it after `hindcast score`; it may be run as often as you like.
+
+    Example: `hindcast trial jobs/co2.yaml`
+    """
+    from pipelines import commands
+
+    commands.judge_job(read_settings(), job)
 
 
 @app.command("decisions")

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import platform
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, redirect_stdout
@@ -44,6 +45,7 @@ from pipelines.schedule import Worker, find_jobs
 from pipelines.score import score_matured
 from pipelines.search import search, show_setting
 from pipelines.settings import PipelineSettings
+from pipelines.trial import Court, judge_shadow, note_in
 from pipelines.triggers import check_triggers, request_retraining
 from training.figures import (
     error_by_step_figure,
@@ -55,6 +57,7 @@ from training.figures import (
 from training.job import SearchConfig, load_job
 from training.sources import AnySource
 from training.sources.base import SourceContext
+from training.tracking import Tracker
 
 BEST_TRIALS = 5
 MOST_LEFT_OUT = 10
@@ -351,6 +354,44 @@ def watch(
         raise InputError(f"{tally.rejected} files were rejected; the reasons are in {folder / 'rejected'}")
 
 
+def bridge(
+    settings: PipelineSettings,
+    dataset: str,
+    topics: Sequence[str],
+    broker: str,
+    columns: str,
+    epoch: str | None,
+    every: str | None,
+    client_id: str | None,
+) -> None:
+    """Carry messages until stopped.
+
+    Raises:
+        InputError: something cannot be meant as it is written, or paho-mqtt is not installed.
+        SourceError: the broker refuses this client.
+    """
+    try:
+        from pipelines.bridge import Bridge, BridgeConfig, parse_broker, parse_every, parse_topic
+    except ImportError as error:
+        raise InputError("the bridge needs paho-mqtt: pip install hindcast[mqtt]") from error
+    password = None if settings.mqtt_password is None else settings.mqtt_password.get_secret_value()
+    config = BridgeConfig(
+        parse_broker(broker, password),
+        tuple(map(parse_topic, topics)),
+        check_dataset(dataset),
+        client_id or f"hindcast-{dataset}",
+        parse_columns(columns),
+        epoch,
+        None if every is None else parse_every(every),
+    )
+    with reporting() as reporter, closing(open_ledger(settings.ledger)) as ledger:
+        bridge = Bridge(config, ledger, reporter, settings.home / "bridge" / f"{dataset}.rejected.ndjson")
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: bridge.stop())
+        bridge.run()
+    out.print(f"{dataset}: {bridge.kept:,} rows kept, {bridge.refused:,} refused", markup=False)
+
+
 def parse_columns(text: str) -> dict[str, str]:
     """Read `unique_id=sensor,ds=time`: what a column is, and its name.
 
@@ -520,6 +561,17 @@ def roll_back(settings: PipelineSettings, model: str, override: Override) -> Non
     """Return to the champion before this one, and record who did it and why."""
     champion = roll_back_by_hand(settings, model, override)
     out.print(f"{model} version {champion.version} is the champion again", markup=False)
+
+
+def judge_job(settings: PipelineSettings, job: Path) -> None:
+    """Judge the version in a job's shadow, and print what came of it."""
+    text, config = job.read_text(encoding="utf-8"), load_job(job)
+    with closing(open_ledger(settings.ledger)) as ledger:
+        tracker = Tracker(settings.tracking, config, text)
+        court = Court(open_registry(settings.registry), ledger.decisions, ledger.scores, note_in(tracker))
+        decision = judge_shadow(court, config)
+    told = "nobody is in the shadow" if decision is None else f"{decision.action}: {decision.reason}"
+    out.print(f"{config.name}: {told}", markup=False)
 
 
 def list_decisions(settings: PipelineSettings, model: str | None, limit: int, *, as_json: bool) -> None:

@@ -17,7 +17,7 @@ from training.drift import measure_drift
 FloatArray = NDArray[np.float64]
 
 SEASON, WINDOW = 24, 48
-PASTS = (20, 40)
+PASTS = (10, 24)
 """Windows the past holds."""
 PHIS = (0.0, 0.5, 0.9, 0.99, 1.0)
 LEVELS = (0.02, 0.05, 0.1)

@@ -19,14 +19,11 @@ from forecasting.transforms import apply_transform
 from ledger.ledger import Ledger
 from ledger.runs import RunRecord
 from pipelines.trial import overlapping
-from training.drift import MOST_SERIES, measure_drift
+from training.drift import MOST_SERIES, MOST_WINDOWS, measure_drift
 from training.job import JobConfig, TriggersConfig
 from training.significance import compare_losses
 
 Kind = Literal["skill", "coverage", "drift", "new_data"]
-
-PAST_WINDOWS = 40
-"""Windows of the past that are read, at most, to see what is usual."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +145,7 @@ def _read_recent(job: JobConfig, ledger: Ledger, champion: ModelVersion, window:
     last = pd.Timestamp(max(one.last for one in chosen))
     trained = pd.Timestamp(champion.tags.get("hindcast.data_end", last))
     try:
-        steps = PAST_WINDOWS * window + job.season + 1
+        steps = MOST_WINDOWS * window + job.season + 1
         start: np.datetime64 | None = parse_freq(job.freq).ending(min(trained, last), steps)[0].to_datetime64()
     except CalendarError:
         start = None

@@ -10,8 +10,10 @@ from numpy.typing import NDArray
 
 FloatArray = NDArray[np.float64]
 
-LONGEST = 2000
-"""Steps of the past that are looked at; the distances of all pairs are held."""
+LONGEST = 1000
+"""Steps that are compared, evenly thinned where there are more: the distances of all pairs are held."""
+MOST_WINDOWS = 24
+"""Windows of the past that are looked at."""
 MOST_SERIES = 25
 """Series that are looked at, evenly spread among all."""
 FEWEST_WINDOWS = 8
@@ -36,10 +38,10 @@ def measure_drift(x_NT: FloatArray, window: int, season: int, gap: int = 0) -> D
     """Compare the newest window with the past by the energy distance (Szekely and Rizzo, 2004).
 
     Of every series it looks at the changes from step to step, and at how they differ from those a season ago, in
-    units of their spread in the past: what a network sees that takes the level off. What distance is usual is told by subsampling
-    (Politis, Romano and Wolf, 1999): every window of the same length in the past is compared with the rest of the
-    past just so, and windows keep whatever dependence there is within them. All series share the windows, and so
-    what they have in common.
+    units of their spread in the past: what a network sees that takes the level off. What distance is usual is told
+    by subsampling (Politis, Romano and Wolf, 1999): every window of the same length in the past is compared with
+    the rest of the past just so, and windows keep whatever dependence there is within them. All series share the
+    windows, and so what they have in common.
 
     Args:
         x_NT: the past and, at its end, the newest window, on the modelling scale; NaN where missing.
@@ -47,13 +49,14 @@ def measure_drift(x_NT: FloatArray, window: int, season: int, gap: int = 0) -> D
         season: steps of a season.
         gap: steps between the past and the newest window that belong to neither.
     """
-    x_NT = _spread_over(x_NT)[:, -(LONGEST + gap + window + season + 1) :]
-    features_NTF = _features(x_NT, season)
+    features_NTF = _features(_spread_over(x_NT), season)
     between = slice(features_NTF.shape[1] - window - gap, features_NTF.shape[1] - window)
-    features_NTF = np.delete(features_NTF, between, axis=1)
-    past = features_NTF.shape[1] - window
-    if past < FEWEST_WINDOWS * window:
+    features_NTF = np.delete(features_NTF, between, axis=1)[:, -(MOST_WINDOWS + 1) * window :]
+    if features_NTF.shape[1] < (FEWEST_WINDOWS + 1) * window:
         return Drift(float("nan"), float("nan"), float("nan"))
+    thin = -(-features_NTF.shape[1] // LONGEST)
+    features_NTF, window = features_NTF[:, ::-thin][:, ::-1], window // thin
+    past = features_NTF.shape[1] - window
     starts = np.arange(0, past - window + 1, max(1, window // STRIDES))
     distances = np.array([_distances(f_TF, past, window, starts) for f_TF in _scaled(features_NTF, past)])
     usable_N = np.isfinite(distances[:, -1])
@@ -96,7 +99,7 @@ def _distances(f_TF: FloatArray, past: int, window: int, starts: NDArray[np.int6
     """Return the energy distance of each window from the rest of the past, and last that of the newest."""
     known_T: NDArray[np.bool_] = np.asarray(np.isfinite(f_TF).all(axis=1))
     f_TF = np.where(known_T[:, None], f_TF, 0.0)
-    apart_TT = np.sqrt(np.square(f_TF[:, None] - f_TF[None]).sum(axis=2)) * (known_T[:, None] & known_T[None])
+    apart_TT = np.hypot(*(f_T[:, None] - f_T[None] for f_T in f_TF.T)) * (known_T[:, None] & known_T[None])
     # Sums over rectangles of pairs, each by four look-ups.
     sums = np.zeros((len(f_TF) + 1, len(f_TF) + 1))
     np.cumsum(np.cumsum(apart_TT, axis=0), axis=1, out=sums[1:, 1:])

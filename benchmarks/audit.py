@@ -1,4 +1,4 @@
-"""What became of everything in the simulated year: what was kept, missed and lost, and whether the loop was worth it.
+"""What became of everything in the simulated year: kept, missed, lost; and whether the loop was worth it.
 
 B forecasts, H horizon, Q quantiles.
 """
@@ -36,11 +36,6 @@ class Issued:
     forecaster: Forecaster
     actual_BH: FloatArray
 
-    @property
-    def cutoff_B(self) -> NDArray[np.datetime64]:
-        """Cutoffs, as they were issued."""
-        return np.array([one.cutoff for one in self.records])
-
     def scaled(self, values: FloatArray) -> FloatArray:
         """Return observed values on the modelling scale."""
         return apply_transform(values, self.forecaster.spec.transform)
@@ -52,7 +47,6 @@ def audit_job(report: Report, ledger: Ledger, registry: Registry, job: str, arri
     truth = last_word(arrived.rows)
     first = load_version(registry, registry.version(job, "1"))
     records = ledger.forecasts.select(forecasts.c.model == job, forecasts.c.role == "champion")
-    records = [one for one in records if one.version != "0"]
     issued = Issued(records, first, np.stack([_actual(truth, one) for one in records]))
     _audit_scores(report, ledger, job, issued)
     _audit_decisions(report, ledger, job)

@@ -379,6 +379,22 @@ def score_command(
     commands.score_forecasts(read_settings(), model, retain, by or [])
 
 
+@app.command("check")
+def check_command(
+    job: JobFile,
+    request: Annotated[bool, typer.Option("--request", help="Queue the retraining for a worker.")] = False,
+) -> None:
+    """Look for reasons to retrain a job besides the clock: its `triggers:`.
+
+    Live skill below the gate's margin, coverage out of band, drift of what is observed, enough new data.
+
+    Example: `hindcast check jobs/pumps.yaml --request`
+    """
+    from pipelines import commands
+
+    commands.check_job(read_settings(), job, request=request)
+
+
 @app.command("models")
 def models_command() -> None:
     """List the registered models: versions, aliases, and why each was promoted or not.

@@ -46,6 +46,7 @@ from pipelines.score import score_matured
 from pipelines.search import search, show_setting
 from pipelines.settings import PipelineSettings
 from pipelines.trial import Court, judge_shadow, note_in
+from pipelines.triggers import check_triggers, request_retraining
 from training.figures import (
     error_by_step_figure,
     forecast_figure,
@@ -518,6 +519,20 @@ def issue_forecasts(settings: PipelineSettings, job: str) -> None:
         f"{done.beside} beside what the service issued",
         markup=False,
     )
+
+
+def check_job(settings: PipelineSettings, job: Path, *, request: bool) -> None:
+    """Print every reason to retrain a job, and queue the retraining where asked to."""
+    config = load_job(job)
+    with closing(open_ledger(settings.ledger)) as ledger:
+        found = check_triggers(config, ledger, open_registry(settings.registry))
+        run = request_retraining(config, ledger, found) if request else None
+    for trigger in found:
+        out.print(f"{config.name}: {trigger.kind}: {trigger.cause}", markup=False)
+    if not found:
+        out.print(f"{config.name}: no reason to retrain", markup=False)
+    if run is not None:
+        out.print(f"queued as run {run.key}", markup=False)
 
 
 def list_models(settings: PipelineSettings) -> None:

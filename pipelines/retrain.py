@@ -39,6 +39,9 @@ from forecasting.networks import QuantileNetwork
 from forecasting.registry import (
     CHALLENGER,
     SHADOW,
+    TAG_DATASET,
+    TAG_ONLINE_INTERVALS,
+    TAG_TARGET,
     ModelVersion,
     champion_or_none,
     load_version,
@@ -60,6 +63,7 @@ from training.calibrate import calibrate
 from training.fit import FittingFactory, Log, fit, log_nothing
 from training.job import JobConfig, TrainingConfig
 from training.partitioned import LocalResult, LocalRound, partitioned, train_round, write_partitions
+from training.sources.ledger import LedgerSource
 from training.windows import Windows
 
 TAG_RUN_KEY = "hindcast.run_key"
@@ -517,6 +521,7 @@ def publish_best(run: Run, parent: str, report: Report) -> str:
             TAG_RUN_KEY: run.key,
             "hindcast.candidate": best,
             TAG_TRAINING: _training_digest(run, best),
+            **ledger_tags(run.job),
             "hindcast.data_digest": run.panel.digest(),
             "hindcast.data_end": str(run.panel.ds[-1]),
             TAG_TRACKING_RUN: parent,
@@ -526,6 +531,13 @@ def publish_best(run: Run, parent: str, report: Report) -> str:
     run.registry.set_alias(name, CHALLENGER, version.version)
     run.reporter.say(f"{name}: {best} is version {version.version}")
     return version.version
+
+
+def ledger_tags(job: JobConfig) -> dict[str, str]:
+    """Return what a version has to tell of the ledger: where its series are, and how its forecasts are issued."""
+    dataset = job.source.dataset if isinstance(job.source, LedgerSource) else job.name
+    online = "true" if job.online_intervals else "false"
+    return {TAG_DATASET: dataset, TAG_TARGET: job.target.column, TAG_ONLINE_INTERVALS: online}
 
 
 def _published(run: Run) -> ModelVersion | None:

@@ -226,6 +226,8 @@ def _carrying_through(run: Run) -> Iterator[None]:
 
 def open_tracking(run: Run) -> str:
     """Open the parent run in MLflow and return its id."""
+    # Notes of an attempt that was given up speak of runs below another parent.
+    shutil.rmtree(run.folder / "fitted", ignore_errors=True)
     return run.tracker.start_training(run.panel, {TAG_RUN_KEY: run.key})
 
 

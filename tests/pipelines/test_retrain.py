@@ -24,7 +24,7 @@ from forecasting.errors import (
     TrainingError,
 )
 from forecasting.panel import Columns
-from forecasting.registry import CHALLENGER, TAG_DECISION, TAG_REASON, open_registry
+from forecasting.registry import CHALLENGER, TAG_DATASET, TAG_DECISION, TAG_REASON, TAG_TARGET, open_registry
 from pipelines.retrain import backtest, fit_forecaster, load_data, retrain, run_now, train
 from pipelines.run import Run, new_run
 from pipelines.settings import PipelineSettings
@@ -74,6 +74,7 @@ def test_retraining_publishes_decides_and_promotes(run: Run, settings: PipelineS
     assert champion.tags[TAG_DECISION] == "promoted"
     assert champion.tags[TAG_REASON] == outcome.decision.reason
     assert champion.tags["hindcast.data_digest"] == run.panel.digest()
+    assert (champion.tags[TAG_DATASET], champion.tags[TAG_TARGET]) == ("tiny", run.job.target.column)
     assert float(champion.tags["hindcast.test_crps"]) == pytest.approx(
         outcome.report["scores"][outcome.report["best"]]["crps"], rel=1e-4
     )

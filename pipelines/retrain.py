@@ -52,7 +52,7 @@ from forecasting.registry import (
 from forecasting.spec import BASELINE_KINDS, ForecasterSpec
 from ledger.decisions import GATE, DecisionStore, RecordedDecision
 from pipelines.fanout import map_tasks, open_fan_out
-from pipelines.load import load_data
+from pipelines.load import dataset_of, load_data
 from pipelines.promotion import VERDICTS, Account, Action, Decision, Evidence, decide
 from pipelines.report import Reporter
 from pipelines.run import Run
@@ -521,6 +521,8 @@ def publish_best(run: Run, parent: str, report: Report) -> str:
         run.tracker.finish_training(parent, leaderboard(report["scores"], run.job.gate.metric), best)
         tags = {
             TAG_RUN_KEY: run.key,
+            TAG_DATASET: dataset_of(run.job),
+            TAG_TARGET: run.job.target.column,
             "hindcast.candidate": best,
             TAG_TRAINING: _training_digest(run, best),
             **ledger_tags(run.job),

@@ -314,8 +314,7 @@ def test_from_forecasts_and_actuals_to_a_promotion(ledger: Ledger, tmp_path: Pat
     for k in range(39):
         cutoff = 4 * k
         for version, role, spread in (("1", "champion", 4.0), ("2", "shadow", 1.0)):
-            values_HQ = issued(cutoff, horizon=4).values_HQ
-            values_HQ = values_HQ - values_HQ.mean() + 10 + spread * rng.normal()
+            centre = 10 + spread * rng.normal()
             told: dict[str, Any] = {"version": version, "role": role, "forecast_id": f"{version}-{k}"}
             ledger.forecasts.append([issued(cutoff, centre, horizon=4, **told)])
     ledger.observations.append("pumps", rows_of(actuals.tolist()))

@@ -395,6 +395,20 @@ def check_command(
     commands.check_job(read_settings(), job, request=request)
 
 
+@app.command("tend")
+def tend_command(jobs: JobFiles = None, folder: AllJobs = None) -> None:
+    """Go one round of the closed loop: score what has matured, issue, judge the shadow, ask for retrainings.
+
+    The worker does the same every minute; this is for cron, or for a look. A round may be gone at any time and
+    again: what is done already is not done twice.
+
+    Example: `hindcast tend --all jobs`
+    """
+    from pipelines import commands
+
+    commands.tend_jobs(read_settings(), jobs or [], folder)
+
+
 @app.command("models")
 def models_command() -> None:
     """List the registered models: versions, aliases, and why each was promoted or not.

@@ -30,11 +30,12 @@ from ledger.ledger import open_ledger
 from ledger.rules import check_dataset
 from ledger.runs import PATIENCE, STATES, RunRecord, State
 from pipelines.batch import BatchOrder, forecast_batch
-from pipelines.console import out, print_forecast, print_leaderboard, print_table, reporting
+from pipelines.console import err, out, print_forecast, print_leaderboard, print_table, reporting
 from pipelines.fanout import map_tasks
 from pipelines.folder import FileLayout, FolderWatch
 from pipelines.ingest import ingest_job, tell_refusals
 from pipelines.issue import issue
+from pipelines.loop import Loop, Turn, go_round
 from pipelines.override import Override, promote_by_hand, roll_back_by_hand
 from pipelines.recorded import describe, retrain_recorded
 from pipelines.replay import replay
@@ -572,6 +573,36 @@ def judge_job(settings: PipelineSettings, job: Path) -> None:
         decision = judge_shadow(court, config)
     told = "nobody is in the shadow" if decision is None else f"{decision.action}: {decision.reason}"
     out.print(f"{config.name}: {told}", markup=False)
+
+
+def tend_jobs(settings: PipelineSettings, jobs: Sequence[Path], folder: Path | None) -> None:
+    """Go one round of the closed loop, and print what it came to."""
+    files = _list_jobs(jobs, folder)
+    with closing(open_ledger(settings.ledger)) as ledger:
+        done = go_round(Loop(settings, ledger), files)
+    if done is None:
+        out.print("another process is going round already", markup=False)
+        return
+    out.print(
+        f"{done.scored.forecasts:,} forecasts looked at, {done.scored.scores:,} scores written", markup=False
+    )
+    for turn in done.turns:
+        out.print(f"{turn.job}: {_told(turn)}", markup=False)
+    for name, error in done.failed.items():
+        err.print(f"{name} failed: {error}", style="red", markup=False)
+    if done.failed:
+        raise HindcastError(f"{len(done.failed)} of {len(files)} jobs failed")
+
+
+def _told(turn: Turn) -> str:
+    if turn.issued is None:
+        return "no champion yet"
+    issued = turn.issued
+    told = [f"{issued.champion} forecasts issued, {issued.shadow + issued.beside} beside them in the shadow"]
+    if turn.decision is not None:
+        told.append(f"{turn.decision.action}: {turn.decision.reason}")
+    told.extend(f"a retraining is asked for: {trigger.cause}" for trigger in turn.asked)
+    return "; ".join(told)
 
 
 def list_decisions(settings: PipelineSettings, model: str | None, limit: int, *, as_json: bool) -> None:

@@ -9,7 +9,7 @@ Torch and MLflow take seconds to import, so a command imports what it runs when 
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from pydantic import ValidationError
@@ -48,6 +48,10 @@ EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (
 EXIT_INTERRUPTED = 130
 
 JobFile = Annotated[Path, typer.Argument(metavar="JOB", help="A job file, such as jobs/co2.yaml.")]
+JobFiles = Annotated[
+    list[Path] | None, typer.Argument(metavar="[JOB]...", help="Job files, such as jobs/co2.yaml.")
+]
+AllJobs = Annotated[Path | None, typer.Option("--all", help="Every job file of this folder.")]
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="A registered model: the name of its job.")]
 Reason = Annotated[str, typer.Option(help="Why; recorded with the version and in the ledger.")]
 Unrecorded = Annotated[
@@ -109,7 +113,8 @@ def train_command(job: JobFile) -> None:
 
 @app.command("backtest")
 def backtest_command(
-    job: JobFile,
+    jobs: JobFiles = None,
+    folder: AllJobs = None,
     to: Annotated[
         Path | None, typer.Option("--out", help="Folder for the forecasts (Parquet) and figures of each model.")
     ] = None,
@@ -126,12 +131,13 @@ def backtest_command(
     """
     from pipelines import commands
 
-    commands.backtest_job(read_settings(), job, to, picture, cutoffs)
+    commands.backtest_jobs(read_settings(), jobs or [], folder, to, picture, cutoffs)
 
 
 @app.command("retrain")
 def retrain_command(
-    job: JobFile,
+    jobs: JobFiles = None,
+    folder: AllJobs = None,
     key: Annotated[
         str | None, typer.Option(help="Names this run: called again with it, what it came to is shown.")
     ] = None,
@@ -151,7 +157,7 @@ def retrain_command(
     """
     from pipelines import commands
 
-    commands.retrain_job(read_settings(), job, key, force=force)
+    commands.retrain_jobs(read_settings(), jobs or [], folder, key, force=force)
 
 
 @app.command("runs")
@@ -239,6 +245,40 @@ def watch_command(
     commands.watch(read_settings(), folder, dataset, layout, poll, settle, once)
 
 
+@app.command("bridge")
+def bridge_command(
+    kind: Annotated[Literal["mqtt"], typer.Argument(metavar="KIND", help="mqtt, the one there is.")],
+    dataset: Dataset,
+    topic: Annotated[
+        list[str],
+        typer.Option(help="Topics, such as plant/{unique_id}/{column} or plant/+/value; may be repeated."),
+    ],
+    broker: Annotated[str, typer.Option(help="mqtt://user@host:1883, or mqtts:// for TLS.")] = "mqtt://127.0.0.1",
+    columns: Mapped = "",
+    epoch: Annotated[
+        Literal["s", "ms", "us"] | None,
+        typer.Option(help="Timestamps in messages are numbers since 1970, in this."),
+    ] = None,
+    every: Annotated[
+        str | None, typer.Option(help="Round the time of arrival down to this step, such as 10s or 1min.")
+    ] = None,
+    client_id: Annotated[
+        str | None, typer.Option(help="Name of the session at the broker. Default: hindcast- and the dataset.")
+    ] = None,
+) -> None:
+    """Carry the messages of an MQTT broker into the ledger until stopped, each at least once.
+
+    A message is a number, or JSON: an object with `y`, `ds` and further columns, or a list of them. It is
+    acknowledged when it is kept; a bad one is set aside with the reason, below HINDCAST_HOME.
+
+    Example: `hindcast bridge mqtt --dataset plant --topic "plant/{unique_id}/value" --every 10s`
+    """
+    from pipelines import commands
+
+    del kind
+    commands.bridge(read_settings(), dataset, topic, broker, columns, epoch, every, client_id)
+
+
 @app.command("worker")
 def worker_command(
     jobs: Annotated[Path | None, typer.Option(help="Folder of job files. Default: HINDCAST_JOBS_DIR.")] = None,
@@ -300,6 +340,59 @@ def replay_command(
 
     if not commands.replay_forecast(read_settings(), forecast_id, threads, device):
         raise typer.Exit(1)
+
+
+@app.command("issue")
+def issue_command(
+    job: Annotated[str, typer.Argument(metavar="JOB|MODEL", help="A job file, or the name of a model.")],
+) -> None:
+    """Forecast every series of a model at its newest cutoff, from the ledger alone, and keep the forecasts.
+
+    By the champion, and at the same cutoffs by the version in the shadow, if there is one; that version also
+    forecasts what the service was asked meanwhile. Asked again, only what is new is forecast.
+
+    Example: `hindcast issue jobs/pumps.yaml`
+    """
+    from pipelines import commands
+
+    commands.issue_forecasts(read_settings(), job)
+
+
+@app.command("score")
+def score_command(
+    model: Annotated[
+        str | None, typer.Argument(metavar="[MODEL]", help="Whose scores to print. Default: all.")
+    ] = None,
+    retain: Annotated[
+        float | None, typer.Option(min=0, help="Retire forecasts issued more days ago; sums of their scores stay.")
+    ] = None,
+    by: Annotated[
+        list[str] | None, typer.Option(help="Print a row for each unique_id or step too; may be repeated.")
+    ] = None,
+) -> None:
+    """Score every forecast whose truth has arrived, adjust intervals by it, and print how right the models were.
+
+    Example: `hindcast score pumps --by step --retain 90`
+    """
+    from pipelines import commands
+
+    commands.score_forecasts(read_settings(), model, retain, by or [])
+
+
+@app.command("check")
+def check_command(
+    job: JobFile,
+    request: Annotated[bool, typer.Option("--request", help="Queue the retraining for a worker.")] = False,
+) -> None:
+    """Look for reasons to retrain a job besides the clock: its `triggers:`.
+
+    Live skill below the gate's margin, coverage out of band, drift of what is observed, enough new data.
+
+    Example: `hindcast check jobs/pumps.yaml --request`
+    """
+    from pipelines import commands
+
+    commands.check_job(read_settings(), job, request=request)
 
 
 @app.command("models")

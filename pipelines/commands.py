@@ -4,11 +4,14 @@ import json
 import logging
 import os
 import platform
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, redirect_stdout
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -28,17 +31,22 @@ from ledger.rules import check_dataset
 from ledger.runs import PATIENCE, STATES, RunRecord, State
 from pipelines.batch import BatchOrder, forecast_batch
 from pipelines.console import out, print_forecast, print_leaderboard, print_table, reporting
+from pipelines.fanout import map_tasks
 from pipelines.folder import FileLayout, FolderWatch
 from pipelines.ingest import ingest_job, tell_refusals
+from pipelines.issue import issue
 from pipelines.override import Override, promote_by_hand, roll_back_by_hand
 from pipelines.recorded import describe, retrain_recorded
 from pipelines.replay import replay
+from pipelines.report import Reporter
 from pipelines.retrain import Outcome, backtest, backtest_of, train
 from pipelines.run import Run, new_run, use_threads
 from pipelines.schedule import Worker, find_jobs
+from pipelines.score import score_matured
 from pipelines.search import search, show_setting
 from pipelines.settings import PipelineSettings
 from pipelines.trial import Court, judge_shadow, note_in
+from pipelines.triggers import check_triggers, request_retraining
 from training.figures import (
     error_by_step_figure,
     forecast_figure,
@@ -51,12 +59,112 @@ from training.sources import AnySource
 from training.sources.base import SourceContext
 
 BEST_TRIALS = 5
+MOST_LEFT_OUT = 10
 
 
 def train_job(settings: PipelineSettings, job: Path) -> None:
     """Train, publish as challenger, and print the leaderboard."""
     outcome = _train_with(settings, job, train)
     out.print(f"registered {outcome.job} version {outcome.version} as challenger", markup=False)
+
+
+def retrain_jobs(
+    settings: PipelineSettings, jobs: Sequence[Path], folder: Path | None, key: str | None, *, force: bool
+) -> None:
+    """Retrain jobs, as many at a time as the settings say.
+
+    Raises:
+        InputError: a key is given to more than one.
+    """
+    files = _list_jobs(jobs, folder)
+    if key is not None and len(files) > 1:
+        raise InputError("--key names one run: give one job")
+    _run_jobs(settings, files, partial(retrain_job, key=key, force=force))
+
+
+def backtest_jobs(
+    settings: PipelineSettings,
+    jobs: Sequence[Path],
+    folder: Path | None,
+    to: Path | None,
+    picture: Path | None,
+    n_cutoffs: int = 1,
+) -> None:
+    """Backtest jobs, as many at a time as the settings say.
+
+    Raises:
+        InputError: a folder or a picture is given for more than one.
+    """
+    files = _list_jobs(jobs, folder)
+    if len(files) > 1 and (to or picture):
+        raise InputError("--out and --picture are for one job")
+    _run_jobs(settings, files, partial(backtest_job, to=to, picture=picture, n_cutoffs=n_cutoffs))
+
+
+def _list_jobs(jobs: Sequence[Path], folder: Path | None) -> dict[str, Path]:
+    """Return job files by the names of their jobs.
+
+    Raises:
+        InputError: there is none, or two have the same name.
+    """
+    files = {} if folder is None else find_jobs(folder)
+    for path in jobs:
+        name = load_job(path).name
+        if files.get(name, path) != path:
+            raise InputError(f"{path} and {files[name]} are both named {name!r}")
+        files[name] = path
+    if not files:
+        raise InputError("give a job file, or --all with a folder of them")
+    return files
+
+
+def _run_jobs(settings: PipelineSettings, files: Mapping[str, Path], how: Callable[..., None]) -> None:
+    """Run one job here, or several that fail each for itself.
+
+    Raises:
+        HindcastError: the one job failed as it says, or some of several did.
+    """
+    if len(files) == 1:
+        how(settings, *files.values())
+        return
+    if settings.in_turn:
+        failed = {name: _try(how, settings, path) for name, path in files.items()}
+    else:
+        failed = _run_side_by_side(settings, files, how)
+    errors = {name: error for name, error in failed.items() if error is not None}
+    for name, error in errors.items():
+        out.print(f"{name} failed: {error}", markup=False)
+    if errors:
+        raise HindcastError(f"{len(errors)} of {len(files)} jobs failed: {', '.join(errors)}")
+
+
+def _run_side_by_side(
+    settings: PipelineSettings, files: Mapping[str, Path], how: Callable[..., None]
+) -> dict[str, str | None]:
+    tasks = {name: (settings.alone, path.absolute(), how) for name, path in files.items()}
+    with reporting() as reporter:
+        ends = map_tasks(run_job_apart, tasks, settings, reporter)
+    for text, _ in ends.values():
+        out.print(text, markup=False, end="")
+    return {name: error for name, (_, error) in ends.items()}
+
+
+def run_job_apart(
+    reporter: Reporter, settings: PipelineSettings, path: Path, how: Callable[..., None]
+) -> tuple[str, str | None]:
+    """Run a job in a process of its own; return what it printed, and why it failed if it did."""
+    del reporter
+    with redirect_stdout(StringIO()) as printed:
+        error = _try(how, settings, path)
+    return printed.getvalue(), error
+
+
+def _try(how: Callable[..., None], settings: PipelineSettings, path: Path) -> str | None:
+    try:
+        how(settings, path)
+    except HindcastError as error:
+        return str(error)
+    return None
 
 
 def retrain_job(settings: PipelineSettings, job: Path, key: str | None = None, *, force: bool = False) -> None:
@@ -245,6 +353,44 @@ def watch(
         raise InputError(f"{tally.rejected} files were rejected; the reasons are in {folder / 'rejected'}")
 
 
+def bridge(
+    settings: PipelineSettings,
+    dataset: str,
+    topics: Sequence[str],
+    broker: str,
+    columns: str,
+    epoch: str | None,
+    every: str | None,
+    client_id: str | None,
+) -> None:
+    """Carry messages until stopped.
+
+    Raises:
+        InputError: something cannot be meant as it is written, or paho-mqtt is not installed.
+        SourceError: the broker refuses this client.
+    """
+    try:
+        from pipelines.bridge import Bridge, BridgeConfig, parse_broker, parse_every, parse_topic
+    except ImportError as error:
+        raise InputError("the bridge needs paho-mqtt: pip install hindcast[mqtt]") from error
+    password = None if settings.mqtt_password is None else settings.mqtt_password.get_secret_value()
+    config = BridgeConfig(
+        parse_broker(broker, password),
+        tuple(map(parse_topic, topics)),
+        check_dataset(dataset),
+        client_id or f"hindcast-{dataset}",
+        parse_columns(columns),
+        epoch,
+        None if every is None else parse_every(every),
+    )
+    with reporting() as reporter, closing(open_ledger(settings.ledger)) as ledger:
+        bridge = Bridge(config, ledger, reporter, settings.home / "bridge" / f"{dataset}.rejected.ndjson")
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: bridge.stop())
+        bridge.run()
+    out.print(f"{dataset}: {bridge.kept:,} rows kept, {bridge.refused:,} refused", markup=False)
+
+
 def parse_columns(text: str) -> dict[str, str]:
     """Read `unique_id=sensor,ds=time`: what a column is, and its name.
 
@@ -336,6 +482,56 @@ def replay_forecast(settings: PipelineSettings, forecast_id: str, threads: int, 
     print_table(title, ["series", "largest difference"], rows)
     out.print(f"{len(different)} of {len(replayed)} series are not identical", markup=False)
     return False
+
+
+def score_forecasts(
+    settings: PipelineSettings, model: str | None, retain: float | None, by: Sequence[str]
+) -> None:
+    """Score what has matured, retire what is old where asked to, and print how right the models were."""
+    with closing(open_ledger(settings.ledger)) as ledger, reporting() as reporter:
+        done = score_matured(ledger, progress=reporter.count("scored"))
+        retired = 0 if retain is None else ledger.scores.retain(retain)
+        rows = ledger.scores.summary(model=model, by=("model", "version", "role", *by))
+    looked = f"{done.forecasts:,} forecasts looked at, {done.scores:,} scores written, intervals adjusted for "
+    out.print(f"{looked}{done.adjusted:,} series{f', {retired:,} retired' if retired else ''}", markup=False)
+    if rows:
+        table = [["" if value is None else _short(value) for value in row.values()] for row in rows]
+        print_table("scores against the latest actual", list(rows[0]), table)
+
+
+def _short(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def issue_forecasts(settings: PipelineSettings, job: str) -> None:
+    """Forecast every series of a model from the ledger, and print how many forecasts are new."""
+    path = Path(job)
+    model = load_job(path).name if path.suffix in (".yaml", ".yml") else job
+    with closing(open_ledger(settings.ledger)) as ledger, reporting() as reporter:
+        done = issue(ledger, open_registry(settings.registry), model, progress=reporter.count("series"))
+    for problem in list(done.left_out.values())[:MOST_LEFT_OUT]:
+        out.print(f"left out: {problem}", markup=False)
+    if len(done.left_out) > MOST_LEFT_OUT:
+        out.print(f"left out: {len(done.left_out) - MOST_LEFT_OUT} more series", markup=False)
+    out.print(
+        f"{model}: {done.champion} forecasts issued by the champion, {done.shadow} by the shadow, "
+        f"{done.beside} beside what the service issued",
+        markup=False,
+    )
+
+
+def check_job(settings: PipelineSettings, job: Path, *, request: bool) -> None:
+    """Print every reason to retrain a job, and queue the retraining where asked to."""
+    config = load_job(job)
+    with closing(open_ledger(settings.ledger)) as ledger:
+        found = check_triggers(config, ledger, open_registry(settings.registry))
+        run = request_retraining(config, ledger, found) if request else None
+    for trigger in found:
+        out.print(f"{config.name}: {trigger.kind}: {trigger.cause}", markup=False)
+    if not found:
+        out.print(f"{config.name}: no reason to retrain", markup=False)
+    if run is not None:
+        out.print(f"queued as run {run.key}", markup=False)
 
 
 def list_models(settings: PipelineSettings) -> None:

@@ -104,9 +104,9 @@ def open_fan_out(settings: PipelineSettings, reporter: Reporter, at_most: int) -
     Raises:
         HindcastError: a Ray cluster is asked for and there is none, or no Ray to speak to it.
     """
-    count = min(at_most, _connect_to_ray(settings.ray_address) if settings.ray_address else _ask_for(settings))
-    if settings.ray_address and settings.fan_out > 1:
-        count = min(count, settings.fan_out)
+    count = min(
+        at_most, _room_on_ray(settings) if settings.ray_address else settings.fan_out or os.cpu_count() or 1
+    )
     if count <= 1:
         yield FanOut(settings, reporter, None)
         return
@@ -128,14 +128,20 @@ def threads_each(settings: PipelineSettings) -> int:
     return settings.training_threads or 1
 
 
-def _ask_for(settings: PipelineSettings) -> int:
-    return settings.fan_out or os.cpu_count() or 1
+def _room_on_ray(settings: PipelineSettings) -> int:
+    room = _connect_to_ray(settings.ray_address) // threads_each(settings)
+    if room < 1:
+        raise HindcastError(
+            f"the Ray cluster at {settings.ray_address} has too few CPUs for {threads_each(settings)} threads"
+        )
+    return min(room, settings.fan_out) if settings.fan_out > 1 else room
 
 
 @contextmanager
 def _backend(settings: PipelineSettings) -> Iterator[None]:
     if settings.ray_address:
-        with parallel_config(backend=RAY):
+        # By itself Ray counts no CPU for such a process, and puts all of them on one machine.
+        with parallel_config(backend=RAY, ray_remote_args={"num_cpus": threads_each(settings)}):
             yield
         return
     threads = threads_each(settings)
@@ -226,10 +232,7 @@ def _connect_to_ray(address: str) -> int:
     # It warns that joblib asks for something Ray has its own way for.
     logging.getLogger("ray.util.multiprocessing.pool").setLevel(logging.ERROR)
     register_parallel_backend(RAY, StreamingRayBackend)
-    cpus = int(ray.cluster_resources().get("CPU", 0))
-    if cpus < 1:
-        raise HindcastError(f"the Ray cluster at {address} has no CPU")
-    return cpus
+    return int(ray.cluster_resources().get("CPU", 0))
 
 
 def _require_answer(address: str) -> None:

@@ -39,6 +39,9 @@ from forecasting.networks import QuantileNetwork
 from forecasting.registry import (
     CHALLENGER,
     SHADOW,
+    TAG_DATASET,
+    TAG_ONLINE_INTERVALS,
+    TAG_TARGET,
     ModelVersion,
     champion_or_none,
     load_version,
@@ -48,8 +51,8 @@ from forecasting.registry import (
 )
 from forecasting.spec import BASELINE_KINDS, ForecasterSpec
 from ledger.decisions import GATE, DecisionStore, RecordedDecision
-from pipelines.fanout import map_tasks
-from pipelines.load import load_data
+from pipelines.fanout import map_tasks, open_fan_out
+from pipelines.load import dataset_of, load_data
 from pipelines.promotion import VERDICTS, Account, Decision, Evidence, decide
 from pipelines.report import Reporter
 from pipelines.run import Run
@@ -57,8 +60,10 @@ from pipelines.trial import TAG_TRACKING_RUN, as_decision, tags_of
 from training.backtest import Backtest, leaderboard, run_backtest, validation_cutoffs
 from training.baselines import fit_baseline
 from training.calibrate import calibrate
-from training.fit import Log, fit, log_nothing
-from training.job import JobConfig
+from training.fit import FittingFactory, Log, fit, log_nothing
+from training.job import JobConfig, TrainingConfig
+from training.partitioned import LocalResult, LocalRound, partitioned, train_round, write_partitions
+from training.sources.ledger import LedgerSource
 from training.windows import Windows
 
 TAG_RUN_KEY = "hindcast.run_key"
@@ -222,6 +227,8 @@ def _carrying_through(run: Run) -> Iterator[None]:
 
 def open_tracking(run: Run) -> str:
     """Open the parent run in MLflow and return its id."""
+    # Notes of an attempt that was given up speak of runs below another parent.
+    shutil.rmtree(run.folder / "fitted", ignore_errors=True)
     return run.tracker.start_training(run.panel, {TAG_RUN_KEY: run.key})
 
 
@@ -241,8 +248,12 @@ def fit_all(run: Run, parent: str | None, step: StepRunner = run_now) -> list[Fi
 
 def fit_side_by_side(run: Run, parent: str | None) -> list[Fitted]:
     """Fit every forecaster, several at a time; those that an interrupted attempt finished are not fitted again."""
-    tasks = {f"fit {name}": (run.elsewhere, parent, name) for name in run.networks}
-    return list(map_tasks(fit_once, tasks, run.settings, run.reporter).values())
+    # Those in partitions come after the others: each is shared out by itself.
+    apart = [name for name in run.networks if run.training(name).get("partitions", 1) > 1]
+    tasks = {f"fit {name}": (run.elsewhere, parent, name) for name in run.networks if name not in apart}
+    done = map_tasks(fit_once, tasks, run.settings, run.reporter)
+    fitted = {f["name"]: f for f in done.values()} | {n: fit_once(run.reporter, run, parent, n) for n in apart}
+    return [fitted[name] for name in run.networks]
 
 
 def fit_once(reporter: Reporter, run: Run, parent: str | None, name: str) -> Fitted:
@@ -301,7 +312,8 @@ def _fit(run: Run, name: str, log: Log) -> None:
             run.reporter.epoch(name, epoch, config.max_epochs * config.members, metrics)
 
         warm = _warm_start(run, name, spec) if config.start == "warm" else None
-        result = fit(spec, config, train, validation, log_and_report, warm=warm)
+        with _fitting_of(run, config) as fitting:
+            result = fit(spec, config, train, validation, log_and_report, warm=warm, fitting=fitting)
         run.reporter.done(name)
         run.reporter.say(
             f"{name}: best epoch {result.best_epoch} of {result.epochs} ({result.stopped_by}), "
@@ -311,6 +323,29 @@ def _fit(run: Run, name: str, log: Log) -> None:
     calibrate(network, validation, spec.quantiles)
     shutil.rmtree(run.artifact(name), ignore_errors=True)
     save_artifact(Forecaster(spec, network), run.artifact(name))
+
+
+@contextmanager
+def _fitting_of(run: Run, config: TrainingConfig) -> Iterator[FittingFactory | None]:
+    """Give what trains over partitions of the series, side by side; None where there is but one."""
+    if config.partitions == 1:
+        yield None
+        return
+    home = run.folder / f"partitions-{config.partitions}"
+    paths = write_partitions(run.panel.before(run.split.test), home, config.partitions)
+    with open_fan_out(run.settings, run.reporter, len(paths)) as fan_out:
+
+        def run_rounds(orders: Sequence[LocalRound]) -> Sequence[LocalResult]:
+            tasks = {f"partition {order.partition + 1}": (order,) for order in orders}
+            return list(fan_out.map(train_partition, tasks, aloud=False).values())
+
+        yield partitioned(paths, run_rounds)
+
+
+def train_partition(reporter: Reporter, order: LocalRound) -> LocalResult:
+    """Train one partition for a round, wherever it is."""
+    del reporter
+    return train_round(order)
 
 
 def _warm_start(run: Run, name: str, spec: ForecasterSpec) -> QuantileNetwork | None:
@@ -487,8 +522,11 @@ def publish_best(run: Run, parent: str, report: Report) -> str:
         run.tracker.finish_training(parent, leaderboard(report["scores"], run.job.gate.metric), best)
         tags = {
             TAG_RUN_KEY: run.key,
+            TAG_DATASET: dataset_of(run.job),
+            TAG_TARGET: run.job.target.column,
             "hindcast.candidate": best,
             TAG_TRAINING: _training_digest(run, best),
+            **ledger_tags(run.job),
             "hindcast.data_digest": run.panel.digest(),
             "hindcast.data_end": str(run.panel.ds[-1]),
             TAG_TRACKING_RUN: parent,
@@ -498,6 +536,13 @@ def publish_best(run: Run, parent: str, report: Report) -> str:
     run.registry.set_alias(name, CHALLENGER, version.version)
     run.reporter.say(f"{name}: {best} is version {version.version}")
     return version.version
+
+
+def ledger_tags(job: JobConfig) -> dict[str, str]:
+    """Return what a version has to tell of the ledger: where its series are, and how its forecasts are issued."""
+    dataset = job.source.dataset if isinstance(job.source, LedgerSource) else job.name
+    online = "true" if job.online_intervals else "false"
+    return {TAG_DATASET: dataset, TAG_TARGET: job.target.column, TAG_ONLINE_INTERVALS: online}
 
 
 def _published(run: Run) -> ModelVersion | None:

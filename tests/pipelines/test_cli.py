@@ -35,6 +35,7 @@ COMMANDS = (
     "train",
     "backtest",
     "retrain",
+    "runs",
     "search",
     "worker",
     "forecast",
@@ -85,6 +86,18 @@ def test_the_life_of_a_model(cli: CliRunner, job_file: Path, settings: PipelineS
     assert "seasonal_naive" in trained.output
     retrained = cli.invoke(app, ["retrain", str(job_file)], catch_exceptions=False)
     assert "tiny version 2 promoted: crps on 6 cutoffs" in retrained.output
+
+    for _ in range(2):
+        skipped = cli.invoke(app, ["retrain", str(job_file), "--key", "again"], catch_exceptions=False)
+        assert "run again of tiny is skipped: nothing changed since run tiny-" in skipped.output
+    lines = cli.invoke(app, ["runs", "tiny", "--json"], catch_exceptions=False).output.splitlines()
+    told = [json.loads(line) for line in lines]
+    assert [(run["state"], run["version"]) for run in told] == [("skipped", None), ("done", "2")]
+    table = cli.invoke(app, ["runs", "--state", "done", "--limit", "1"], catch_exceptions=False).output
+    assert "2 promoted" in table
+    assert "again" not in table
+    assert cli.invoke(app, ["runs", "--state", "failed"]).output == "no such run\n"
+    assert exit_code_of(cli.invoke(app, ["runs", "--state", "lost"]).exception or Exception()) == 2
 
     listed = cli.invoke(app, ["models"]).output
     assert "challenger, champion" in listed

@@ -25,7 +25,16 @@ from forecasting.errors import (
     TrainingError,
 )
 from forecasting.panel import Columns
-from forecasting.registry import CHALLENGER, SHADOW, TAG_DECISION, TAG_NUMBERS, TAG_REASON, open_registry
+from forecasting.registry import (
+    CHALLENGER,
+    SHADOW,
+    TAG_DATASET,
+    TAG_DECISION,
+    TAG_NUMBERS,
+    TAG_REASON,
+    TAG_TARGET,
+    open_registry,
+)
 from ledger.decisions import RecordedDecision
 from pipelines.promotion import Account
 from pipelines.retrain import account_of, backtest, fit_forecaster, load_data, retrain, run_now, train
@@ -78,6 +87,7 @@ def test_retraining_publishes_decides_and_promotes(run: Run, settings: PipelineS
     assert champion.tags[TAG_DECISION] == "promoted"
     assert champion.tags[TAG_REASON] == outcome.decision.reason
     assert champion.tags["hindcast.data_digest"] == run.panel.digest()
+    assert (champion.tags[TAG_DATASET], champion.tags[TAG_TARGET]) == ("tiny", run.job.target.column)
     assert float(champion.tags["hindcast.test_crps"]) == pytest.approx(
         outcome.report["scores"][outcome.report["best"]]["crps"], rel=1e-4
     )

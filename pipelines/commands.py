@@ -58,7 +58,6 @@ from training.figures import (
 from training.job import SearchConfig, load_job
 from training.sources import AnySource
 from training.sources.base import SourceContext
-from training.tracking import Tracker
 
 BEST_TRIALS = 5
 MOST_LEFT_OUT = 10
@@ -566,10 +565,10 @@ def roll_back(settings: PipelineSettings, model: str, override: Override) -> Non
 
 def judge_job(settings: PipelineSettings, job: Path) -> None:
     """Judge the version in a job's shadow, and print what came of it."""
-    text, config = job.read_text(encoding="utf-8"), load_job(job)
+    config = load_job(job)
     with closing(open_ledger(settings.ledger)) as ledger:
-        tracker = Tracker(settings.tracking, config, text)
-        court = Court(open_registry(settings.registry), ledger.decisions, ledger.scores, note_in(tracker))
+        note = note_in(settings.tracking, config)
+        court = Court(open_registry(settings.registry), ledger.decisions, ledger.scores, note)
         decision = judge_shadow(court, config)
     told = "nobody is in the shadow" if decision is None else f"{decision.action}: {decision.reason}"
     out.print(f"{config.name}: {told}", markup=False)

@@ -83,7 +83,7 @@ class Deliveries:
 
 
 def simulate_plant(start: pd.Timestamp, plan: Plan, seed: int = 1) -> Deliveries:
-    """Return daily readings of a plant whose rhythm changes, one of whose sensors breaks, and whose gateway dawdles."""
+    """Return a plant whose rhythm changes, one of whose sensors breaks, and whose gateway dawdles."""
     rng = np.random.default_rng(seed)
     n_days = HISTORY_DAYS + plan.days
     ds = pd.date_range(start - pd.Timedelta(days=HISTORY_DAYS), periods=n_days, freq="D")

@@ -104,7 +104,7 @@ def learn(
     quantiles: Sequence[float],
     transform: Transform = "none",
     *,
-    rate: float = RATE,
+    rate: float | FloatArray = RATE,
 ) -> FloatArray:
     """Return the stretch after one more actual of every forecast; a NaN teaches nothing.
 
@@ -114,18 +114,28 @@ def learn(
         actual_BH: what happened.
         quantiles: the probabilities.
         transform: the model's own.
-        rate: the step.
+        rate: the step; see `rate_of`, or `(B, H)` of them.
     """
     probability_Q = np.asarray(quantiles)
     x_BHQ = apply_transform(raw_BHQ, transform)
     y_BH1 = apply_transform(actual_BH, transform)[..., None]
     in_force_BHQ = stretch(x_BHQ, quantiles, stretch_BHQ)
     outside_BHQ = np.where(probability_Q > 0.5, y_BH1 > in_force_BHQ, y_BH1 < in_force_BHQ)
+    rate_BH1 = np.broadcast_to(rate, actual_BH.shape)[..., None]
     promised_Q = np.minimum(probability_Q, 1.0 - probability_Q)
-    step_BHQ = np.where(probability_Q == 0.5, 0.0, rate * (outside_BHQ - promised_Q))
+    step_BHQ = np.where(probability_Q == 0.5, 0.0, rate_BH1 * (outside_BHQ - promised_Q))
     known_BH1 = np.isfinite(y_BH1) & np.isfinite(x_BHQ).all(axis=2, keepdims=True)
     learned: FloatArray = np.clip(stretch_BHQ + np.where(known_BH1, step_BHQ, 0.0), -LIMIT, LIMIT)
     return learned
+
+
+def rate_of(ahead: FloatArray, rate: float = RATE) -> FloatArray:
+    """Return the step for forecasts whose truth arrives so many cutoffs after their own.
+
+    Errors of forecasts that overlap are alike, and what is learned comes late: the step that is best falls with
+    the square root of the delay (Quanrud and Khashabi, 2015).
+    """
+    return rate / np.sqrt(np.maximum(ahead, 1.0))
 
 
 def _median(x_BHQ: FloatArray, quantiles: Sequence[float]) -> FloatArray:
@@ -144,13 +154,12 @@ def _collect(adjustments: Sequence[Adjustment | None], quantiles: Sequence[float
 
 
 def _ascending(raw_BHQ: FloatArray, added_BHQ: FloatArray) -> FloatArray:
-    """Return what is added such that the sums, as they are rounded, ascend; from the middle outwards nothing moves
-    that need not.
-    """
+    """Return what is added such that the sums ascend as they are rounded, too."""
     added_BHQ = added_BHQ.copy()
     for q in range(1, raw_BHQ.shape[2]):
-        floor_BH = raw_BHQ[..., q - 1] + added_BHQ[..., q - 1]
-        while (short_BH := raw_BHQ[..., q] + added_BHQ[..., q] < floor_BH).any():
-            lifted_BH = np.maximum(floor_BH - raw_BHQ[..., q], added_BHQ[..., q]) + np.spacing(np.abs(floor_BH))
-            added_BHQ[..., q] = np.where(short_BH, lifted_BH, added_BHQ[..., q])
+        raw_BH, floor_BH = raw_BHQ[..., q], raw_BHQ[..., q - 1] + added_BHQ[..., q - 1]
+        short_BH = raw_BH + added_BHQ[..., q] < floor_BH
+        # One unit of the largest number there is in the sum, or what is added would be lost in rounding.
+        unit_BH = np.spacing(np.maximum(np.abs(raw_BH), np.abs(floor_BH)))
+        added_BHQ[..., q] = np.where(short_BH, floor_BH - raw_BH + 2.0 * unit_BH, added_BHQ[..., q])
     return added_BHQ

@@ -35,6 +35,10 @@ class PanelError(InputError):
         hidden = len(self.problems) - len(shown)
         super().__init__("; ".join(shown) + (f"; and {hidden} more series" if hidden else ""))
 
+    def __reduce__(self) -> tuple[type["PanelError"], tuple[dict[str, str]]]:
+        """Go to another process with the problems: the message alone could not be taken apart again."""
+        return type(self), (self.problems,)
+
 
 class CalendarError(InputError):
     """A frequency is unknown, or a timestamp does not lie on its grid."""

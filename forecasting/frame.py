@@ -4,12 +4,14 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from forecasting.calendar import timestamps_after
 from forecasting.errors import PanelError
 from forecasting.forecaster import Forecaster, summarise
-from forecasting.panel import Columns, build_panel
+from forecasting.panel import Columns, Panel, build_panel
 from forecasting.spec import CovariatesSpec
+from forecasting.transforms import apply_transform
 
 
 def forecast_frame(
@@ -31,29 +33,62 @@ def forecast_frame(
         PanelError: series were refused or are too short; each is named.
         InputError: a level reaches beyond the trained quantiles.
     """
+    panel = build_panel(frame, forecaster.spec.freq, columns=find_columns(frame, forecaster.spec.covariates))
+    forecasts, problems = forecast_panel(forecaster, panel, level)
+    if problems:
+        raise PanelError(problems)
+    return forecasts
+
+
+def forecast_panel(
+    forecaster: Forecaster, panel: Panel, level: Sequence[float] | None = None
+) -> tuple[pd.DataFrame, dict[str, str]]:
+    """Forecast every series of a panel that can be, as `forecast_frame` does; say what is wrong with the rest.
+
+    Raises:
+        InputError: a level reaches beyond the trained quantiles.
+    """
     spec = forecaster.spec
-    panel = build_panel(frame, spec.freq, columns=_find_columns(frame, spec.covariates))
     first_N, last_N = panel.spans()
-    _require_history(panel.unique_ids, (last_N - first_N + 1).tolist(), spec.input_size)
-    series_N = np.arange(panel.n_series)
-    y_BL = panel.y_NT[series_N[:, None], last_N[:, None] + np.arange(1 - spec.input_size, 1)]
+    y_NL = _last_windows(panel, last_N, spec.input_size)
+    problems = _without_history(panel.unique_ids, (last_N - first_N + 1).tolist(), spec.input_size)
+    usable_N = np.isfinite(apply_transform(y_NL, spec.transform)).any(axis=1)
+    for n in np.flatnonzero(~usable_N):
+        uid = panel.unique_ids[n]
+        problems.setdefault(uid, f"series {uid!r} has no usable value in its last {spec.input_size} steps")
+    series_B = np.array([n for n, uid in enumerate(panel.unique_ids) if uid not in problems], dtype=np.int64)
+    last_B = last_N[series_B]
     told = None
     if spec.takes_covariates:
-        told = panel.covariates_at(series_N, last_N, spec.covariates, spec.input_size, spec.horizon)
-    quantiles_BHQ = forecaster.predict(y_BL, told)
+        told = panel.covariates_at(series_B, last_B, spec.covariates, spec.input_size, spec.horizon)
+    quantiles_BHQ = forecaster.predict(y_NL[series_B], told)
     columns = summarise(quantiles_BHQ, spec.quantiles, spec.level if level is None else level)
-    ahead = [timestamps_after(panel.calendar, panel.ds[last], spec.horizon) for last in last_N]
-    return pd.DataFrame(
+    forecasts = pd.DataFrame(
         {
-            "unique_id": np.repeat(np.array(panel.unique_ids, dtype=object), spec.horizon),
-            "cutoff": panel.ds[last_N].repeat(spec.horizon),
-            "ds": np.concatenate([ds.to_numpy() for ds in ahead]),
+            "unique_id": np.repeat(np.array(panel.unique_ids, dtype=object)[series_B], spec.horizon),
+            "cutoff": panel.ds[last_B].repeat(spec.horizon),
+            "ds": _steps_after(panel, last_B, spec.horizon),
             **{name: values_BH.ravel() for name, values_BH in columns.items()},
         }
     )
+    return forecasts, problems
 
 
-def _find_columns(frame: pd.DataFrame, covariates: CovariatesSpec) -> Columns:
+def _last_windows(panel: Panel, last_N: NDArray[np.int64], input_size: int) -> NDArray[np.float64]:
+    """Return the last steps of every series, NaN before the grid begins."""
+    step_NL = last_N[:, None] + np.arange(1 - input_size, 1)
+    y_NL = panel.y_NT[np.arange(panel.n_series)[:, None], np.maximum(step_NL, 0)]
+    return np.where(step_NL >= 0, y_NL, np.nan)
+
+
+def _steps_after(panel: Panel, last_B: NDArray[np.int64], horizon: int) -> NDArray[np.datetime64]:
+    """Return the timestamps after these positions; of many series most end at the same one."""
+    ends, end_B = np.unique(last_B, return_inverse=True)
+    ahead = [timestamps_after(panel.calendar, panel.ds[end], horizon).to_numpy() for end in ends]
+    return np.stack(ahead)[end_B].ravel() if ahead else panel.ds[:0].to_numpy()
+
+
+def find_columns(frame: pd.DataFrame, covariates: CovariatesSpec) -> Columns:
     """Return those of the forecaster's covariates that the frame has."""
     there = set(frame.columns)
     return Columns(
@@ -63,11 +98,9 @@ def _find_columns(frame: pd.DataFrame, covariates: CovariatesSpec) -> Columns:
     )
 
 
-def _require_history(unique_ids: Sequence[str], lengths: Sequence[int], needed: int) -> None:
-    short = {
+def _without_history(unique_ids: Sequence[str], lengths: Sequence[int], needed: int) -> dict[str, str]:
+    return {
         uid: f"series {uid!r} has {length} points; this model needs {needed} (input_size)"
         for uid, length in zip(unique_ids, lengths, strict=True)
         if length < needed
     }
-    if short:
-        raise PanelError(short)

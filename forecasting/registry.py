@@ -27,6 +27,12 @@ CHAMPION, CHALLENGER, SHADOW = "champion", "challenger", "shadow"
 """In use; published last; forecasting beside the champion, unseen by callers."""
 
 TAG_DIGEST = "hindcast.artifact_digest"
+TAG_DATASET = "hindcast.dataset"
+"""The ledger's dataset a version reads and is scored by; absent: that of the model's name."""
+TAG_TARGET = "hindcast.target"
+"""The column of that dataset it forecasts; absent: y."""
+TAG_ONLINE_INTERVALS = "hindcast.online_intervals"
+"""`false` where forecasts are to be issued without what the scores taught of their intervals."""
 TAG_PREVIOUS = "hindcast.previous_champion"
 TAG_PROMOTED_AT = "hindcast.promoted_at"
 TAG_DECISION = "hindcast.decision"
@@ -100,7 +106,7 @@ def promote(registry: Registry, model: str, version: str, tags: Mapping[str, str
     notes = dict(tags or {})
     previous = champion_or_none(registry, model)
     if previous is None or previous.version != target.version:
-        notes[TAG_PROMOTED_AT] = datetime.now(UTC).isoformat(timespec="seconds")
+        notes[TAG_PROMOTED_AT] = datetime.now(UTC).isoformat(timespec="milliseconds")
         notes[TAG_PREVIOUS] = "" if previous is None else previous.version
     if notes:
         registry.annotate(model, target.version, notes)
@@ -121,6 +127,19 @@ def watch_previous(registry: Registry, model: str) -> ModelVersion | None:
     return registry.version(model, previous)
 
 
+def previous_champion(registry: Registry, model: str) -> ModelVersion:
+    """Return the version the champion took its place from.
+
+    Raises:
+        RegistryError: the champion had no predecessor.
+    """
+    champion = registry.resolve(model)
+    previous = champion.tags.get(TAG_PREVIOUS)
+    if not previous:
+        raise RegistryError(f"version {champion.version} of {model!r} had no champion before it to return to")
+    return registry.version(model, previous)
+
+
 def rollback(registry: Registry, model: str, reason: str = "") -> ModelVersion:
     """Return the champion's place to the version it took it from, and let nobody forecast in the shadow.
 
@@ -132,11 +151,7 @@ def rollback(registry: Registry, model: str, reason: str = "") -> ModelVersion:
     Raises:
         RegistryError: the champion had no predecessor.
     """
-    champion = registry.resolve(model)
-    previous = champion.tags.get(TAG_PREVIOUS)
-    if not previous:
-        raise RegistryError(f"version {champion.version} of {model!r} had no champion before it to return to")
-    registry.version(model, previous)
+    champion, previous = registry.resolve(model), previous_champion(registry, model).version
     gone = {TAG_DECISION: "rolled back", TAG_REASON: reason or f"rolled back to version {previous}"}
     registry.annotate(model, champion.version, gone)
     registry.set_alias(model, CHAMPION, previous)

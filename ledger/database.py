@@ -1,5 +1,6 @@
 """Ledger: one database of observations, forecasts and what became of them; SQLite or PostgreSQL."""
 
+import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -107,6 +108,31 @@ def reading(engine: Engine) -> Iterator[Connection]:
     options = {"isolation_level": "REPEATABLE READ"} if engine.dialect.name == "postgresql" else {}
     with answering(engine), engine.connect().execution_options(**options) as connection, connection.begin():
         yield connection
+
+
+@contextmanager
+def alone(engine: Engine, name: str) -> Iterator[bool]:
+    """Yield whether nobody else is doing what `name` says; nobody else is told so until the block ends.
+
+    It ends with the process too, however that dies. Threads and processes count alike, on this machine (SQLite)
+    or anywhere (PostgreSQL).
+    """
+    if engine.dialect.name == "postgresql":
+        with answering(engine), engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            number = sa.func.hashtextextended(f"alone: {name}", 0)
+            try:
+                yield bool(connection.scalar(sa.select(sa.func.pg_try_advisory_lock(number))))
+            finally:
+                # The lock is the connection's: it goes with it, and not back to the pool.
+                connection.invalidate()
+        return
+    with Path(f"{engine.url.database}.{name}.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+        else:
+            yield True
 
 
 @contextmanager

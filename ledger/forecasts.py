@@ -20,6 +20,7 @@ from sqlalchemy.engine import Engine, Row
 
 from forecasting.covariates import Covariates
 from forecasting.transforms import Transform
+from ledger.bulk import FEW
 from ledger.database import reading, writing
 from ledger.moments import to_microseconds, to_moment
 from ledger.schema import forecasts
@@ -27,6 +28,8 @@ from ledger.schema import forecasts
 FloatArray = NDArray[np.float64]
 StampArray = NDArray[np.datetime64]
 Role = Literal["champion", "shadow"]
+
+ISSUE_LOCK = 7_431_982
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,6 +107,53 @@ class ForecastStore:
             connection.execute(insert, [_to_row(forecast) for forecast in issued])
             return _count(connection, issued) - before
 
+    def append_once(self, issued: Sequence[IssuedForecast]) -> int:
+        """Keep forecasts whose `forecast_id` nobody has kept, at whatever position. Return how many are new."""
+        if not issued:
+            return 0
+        with writing(self._engine) as connection:
+            if connection.dialect.name == "postgresql":
+                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(ISSUE_LOCK)))
+            there = _kept(connection, [one.forecast_id for one in issued])
+            rows = [_to_row(one) for one in issued if one.forecast_id not in there]
+            if rows:
+                connection.execute(sa.insert(forecasts), rows)
+        return len(rows)
+
+    def kept(self, forecast_ids: Sequence[str]) -> set[str]:
+        """Return which of these answers the ledger holds."""
+        with reading(self._engine) as connection:
+            return _kept(connection, forecast_ids)
+
+    def unshadowed(
+        self, model: str, version: str, since: datetime, *, after: int = 0, limit: int = 500
+    ) -> list[IssuedForecast]:
+        """Return champions' forecasts beside which a version has made none yet, over the same steps, by number.
+
+        Args:
+            model: the registered model.
+            version: the version in the shadow.
+            since: the moment from which forecasts issued count.
+            after: the number of the forecast to go on after.
+            limit: how many at most.
+        """
+        beside = sa.alias(forecasts)
+        made = sa.exists().where(
+            beside.c.model == model,
+            beside.c.version == version,
+            *(beside.c[name] == forecasts.c[name] for name in ("unique_id", "cutoff", "horizon")),
+        )
+        return self._select(
+            forecasts.c.model == model,
+            forecasts.c.role == "champion",
+            forecasts.c.version != version,
+            forecasts.c.status != "fallback",
+            forecasts.c.issued_at >= to_microseconds(since),
+            forecasts.c.id > after,
+            ~made,
+            limit=limit,
+        )
+
     def find(self, forecast_id: str) -> list[IssuedForecast]:
         """Return every forecast of an answer, in its order; empty where there is none."""
         return self._select(forecasts.c.forecast_id == forecast_id)
@@ -130,6 +180,13 @@ class ForecastStore:
     def select(self, *conditions: sa.ColumnElement[bool], limit: int | None = None) -> list[IssuedForecast]:
         """Return the forecasts that meet conditions on `ledger.schema.forecasts`, oldest first."""
         return self._select(*conditions, limit=limit)
+
+    def newest_cutoff(self, model: str) -> np.datetime64 | None:
+        """Return the newest cutoff anything was forecast at by any version of a model."""
+        query = sa.select(sa.func.max(forecasts.c.cutoff)).where(forecasts.c.model == model)
+        with reading(self._engine) as connection:
+            found = connection.scalar(query)
+        return None if found is None else np.datetime64(found, "us")
 
     def _select(
         self, *conditions: sa.ColumnElement[bool], order: Iterable[Any] | None = None, limit: int | None = None
@@ -168,6 +225,14 @@ def inputs_of(y_BL: FloatArray, covariates: Covariates | None) -> Iterator[Forec
 def _stack(rows: Sequence[FloatArray | None]) -> FloatArray | None:
     given = [row for row in rows if row is not None]
     return np.stack(given) if given else None
+
+
+def _kept(connection: sa.engine.Connection, forecast_ids: Sequence[str]) -> set[str]:
+    query = sa.select(forecasts.c.forecast_id)
+    parts = [forecast_ids[i : i + FEW] for i in range(0, len(forecast_ids), FEW)]
+    return {
+        found for part in parts for found in connection.scalars(query.where(forecasts.c.forecast_id.in_(part)))
+    }
 
 
 def _count(connection: sa.engine.Connection, issued: Sequence[IssuedForecast]) -> int:

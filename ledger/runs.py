@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Literal, get_args
 
 import sqlalchemy as sa
@@ -20,12 +20,17 @@ Trigger = Literal["schedule", "request", "command", "skill", "coverage", "drift"
 State = Literal["queued", "running", "done", "skipped", "failed"]
 EndState = Literal["done", "skipped", "failed"]
 
+SELF_RUN: tuple[Trigger, ...] = ("schedule", "command")
+"""Triggers that bring who runs them along: no worker looks for them in the queue, and they do not fill it."""
+
 TRIGGERS: tuple[Trigger, ...] = get_args(Trigger)
 STATES: tuple[State, ...] = get_args(State)
 ENDED: tuple[EndState, ...] = get_args(EndState)
 
 MAX_QUEUED = 100
-"""Runs that may wait at one time; more are refused."""
+"""Requests that may wait at one time; more are refused."""
+PATIENCE = timedelta(seconds=60)
+"""A worker that gave no sign of life for so long is taken for gone."""
 
 KEY_PATTERN = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}"
 """A key names a folder, a workflow and a tag."""
@@ -46,6 +51,8 @@ class RunRecord:
     ended_at: datetime | None = None
     worker: str | None = None
     """Who runs it or ran it."""
+    seen_at: datetime | None = None
+    """The last sign of life from who runs it."""
     forced: bool = False
     """Whether it is to run although nothing changed."""
     data_digest: str | None = None
@@ -106,43 +113,50 @@ class RunStore:
             known = _waiting(connection, job) if key is None else _known(connection, job, key)
             if known is not None:
                 return known
-            waiting = connection.scalar(sa.select(sa.func.count()).where(runs.c.state == "queued")) or 0
-            if waiting >= MAX_QUEUED:
+            if trigger not in SELF_RUN and _count_waiting(connection) >= MAX_QUEUED:
                 raise QueueFullError(
-                    f"{waiting} retrainings wait already, which is the most there may be; ask again later"
+                    f"{MAX_QUEUED} retrainings wait already, which is the most there may be; ask again later"
                 )
             return self._insert(connection, key, job, trigger, cause, force=force)
 
-    def begin(
-        self, job: str, trigger: Trigger, cause: str, key: str | None, worker: str, *, force: bool = False
-    ) -> RunRecord:
-        """Record a retraining that its caller runs at once; no worker picks it up.
+    def start(self, key: str, worker: str) -> RunRecord:
+        """Let a worker run what waits, if nothing is in its way; what is returned says whether it may.
 
-        A key that is known returns the run it names, which may have ended, or be another's that runs still.
+        It may where the state is `running` and the worker is this one. One run of a job at a time: while another
+        one is under way it stays `queued`. A run is `skipped` when another of its job began after it was asked
+        for, and is done: that one has seen all there was to see. A run whose worker gave no sign of life for
+        PATIENCE is taken over.
 
         Raises:
-            LedgerError: the key cannot be used, or is that of another job's run.
+            LedgerError: no run has this key.
         """
         with self._asking() as connection:
-            known = None if key is None else _known(connection, job, key)
-            if known is not None:
-                return known
-            return self._insert(connection, key, job, trigger, cause, force=force, worker=worker)
-
-    def start(self, key: str, worker: str) -> RunRecord:
-        """Note that a queued run is being run; one that runs or has ended is left as it is."""
-        values = {"state": "running", "started_at": self._now(), "worker": worker}
-        with writing(self._engine) as connection:
-            connection.execute(sa.update(runs).where(runs.c.key == key, runs.c.state == "queued").values(values))
+            record = _one(connection, key)
+            now = self._now()
+            gone = now - PATIENCE // timedelta(microseconds=1)
+            if record.ended:
+                return record
+            if record.state == "running":
+                mine = sa.or_(runs.c.worker == worker, runs.c.seen_at < gone)
+                connection.execute(
+                    sa.update(runs).where(runs.c.key == key, mine).values(worker=worker, seen_at=now)
+                )
+                return _one(connection, key)
+            overtaker = None if record.forced else _done_since(connection, record)
+            if overtaker is not None:
+                reason = f"run {overtaker} of the same job began later and is done"
+                values = {"state": "skipped", "ended_at": now, "worker": worker, "reason": reason}
+            elif _under_way(connection, record.job, gone):
+                return record
+            else:
+                values = {"state": "running", "started_at": now, "seen_at": now, "worker": worker}
+            connection.execute(sa.update(runs).where(runs.c.key == key).values(values))
             return _one(connection, key)
 
-    def take_over(self, key: str, worker: str) -> RunRecord:
-        """Note that a run whose worker is gone goes on in another one."""
+    def touch(self, key: str) -> None:
+        """Give a sign of life for a run."""
         with writing(self._engine) as connection:
-            connection.execute(
-                sa.update(runs).where(runs.c.key == key, runs.c.state == "running").values(worker=worker)
-            )
-            return _one(connection, key)
+            connection.execute(sa.update(runs).where(runs.c.key == key).values(seen_at=self._now()))
 
     def describe(self, key: str, data_digest: str, config_digest: str) -> None:
         """Note what a run is made of."""
@@ -194,28 +208,17 @@ class RunStore:
         return self._select(*wanted, limit=limit)
 
     def queued(self) -> Sequence[RunRecord]:
-        """Return the runs that wait, in the order they were asked for."""
-        return self._select(runs.c.state == "queued")[::-1]
+        """Return the runs that wait for a worker, in the order they were asked for."""
+        return self._select(runs.c.state == "queued", runs.c.trigger.not_in(SELF_RUN))[::-1]
 
     def last_done(self, job: str) -> RunRecord | None:
         """Return the newest run of a job that published a version."""
         done = self._select(runs.c.job == job, runs.c.state == "done", limit=1, order=runs.c.ended_at)
         return done[0] if done else None
 
-    def running(self, job: str) -> Sequence[RunRecord]:
-        """Return the runs of a job that are under way."""
-        return self._select(runs.c.job == job, runs.c.state == "running")
-
-    def begun_since(self, job: str, moment: datetime, *, but: str) -> RunRecord | None:
-        """Return a run of a job that began at or after a moment and did not fail, leaving one key aside."""
-        found = self._select(
-            runs.c.job == job,
-            runs.c.key != but,
-            runs.c.started_at >= to_microseconds(moment),
-            runs.c.state.in_(("running", "done")),
-            limit=1,
-        )
-        return found[0] if found else None
+    def running(self, worker: str) -> Sequence[RunRecord]:
+        """Return the runs a worker has under way."""
+        return self._select(runs.c.worker == worker, runs.c.state == "running")
 
     def jobs(self) -> Sequence[JobRecord]:
         """Return the jobs the workers know, by name."""
@@ -264,7 +267,6 @@ class RunStore:
         cause: str,
         *,
         force: bool,
-        worker: str | None = None,
     ) -> RunRecord:
         asked_at = self._clock()
         key = key or f"{job}-{asked_at:%Y%m%dT%H%M%S%f}"
@@ -273,10 +275,8 @@ class RunStore:
             "job": job,
             "trigger": trigger,
             "cause": cause,
-            "state": "queued" if worker is None else "running",
+            "state": "queued",
             "requested_at": to_microseconds(asked_at),
-            "started_at": None if worker is None else to_microseconds(asked_at),
-            "worker": worker,
             "forced": int(force),
         }
         connection.execute(sa.insert(runs).values(values))
@@ -308,9 +308,31 @@ def _known(connection: Connection, job: str, key: str) -> RunRecord | None:
 
 
 def _waiting(connection: Connection, job: str) -> RunRecord | None:
-    query = sa.select(runs).where(runs.c.job == job, runs.c.state == "queued").order_by(runs.c.requested_at)
+    # A command waits for its own caller only, who may be gone.
+    waits = sa.and_(runs.c.job == job, runs.c.state == "queued", runs.c.trigger != "command")
+    query = sa.select(runs).where(waits).order_by(runs.c.requested_at)
     row = connection.execute(query.limit(1)).one_or_none()
     return None if row is None else _run_of(row)
+
+
+def _count_waiting(connection: Connection) -> int:
+    waits = sa.and_(runs.c.state == "queued", runs.c.trigger.not_in(SELF_RUN))
+    return connection.scalar(sa.select(sa.func.count()).select_from(runs).where(waits)) or 0
+
+
+def _under_way(connection: Connection, job: str, gone: int) -> bool:
+    lives = sa.and_(runs.c.job == job, runs.c.state == "running", runs.c.seen_at >= gone)
+    return connection.scalar(sa.select(sa.func.count()).select_from(runs).where(lives)) != 0
+
+
+def _done_since(connection: Connection, asked: RunRecord) -> str | None:
+    later = sa.and_(
+        runs.c.job == asked.job,
+        runs.c.key != asked.key,
+        runs.c.state == "done",
+        runs.c.started_at >= to_microseconds(asked.requested_at),
+    )
+    return connection.scalar(sa.select(runs.c.key).where(later).limit(1))
 
 
 def _find(connection: Connection, key: str) -> RunRecord | None:
@@ -336,6 +358,7 @@ def _run_of(row: Row[Any]) -> RunRecord:
         started_at=_moment_or_none(row.started_at),
         ended_at=_moment_or_none(row.ended_at),
         worker=row.worker,
+        seen_at=_moment_or_none(row.seen_at),
         forced=bool(row.forced),
         data_digest=row.data_digest,
         config_digest=row.config_digest,

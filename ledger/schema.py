@@ -196,6 +196,7 @@ runs = Table(
     Column("started_at", BigInteger, nullable=True),
     Column("ended_at", BigInteger, nullable=True),
     Column("worker", String(128), nullable=True),
+    Column("seen_at", BigInteger, nullable=True),
     Column("forced", SmallInteger, nullable=False, server_default="0"),
     Column("data_digest", String(64), nullable=True),
     Column("config_digest", String(64), nullable=True),

@@ -1,7 +1,7 @@
 """The command line: `hindcast`.
 
-Exit codes: 0 done; 1 something failed; 2 wrong usage, job file or input; 3 a source or the registry did not
-answer; 4 no such model, version or alias; 130 interrupted.
+Exit codes: 0 done; 1 something failed; 2 wrong usage, job file or input; 3 a source, the registry or the ledger
+did not answer; 4 no such model, version or alias; 130 interrupted.
 
 Torch and MLflow take seconds to import, so a command imports what it runs when it runs: `--help` is at once.
 """
@@ -37,6 +37,7 @@ app = typer.Typer(
 EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (
     (ModelNotFoundError, 4),
     (RegistryUnavailableError, 3),
+    (LedgerUnavailableError, 3),
     (SourceError, 3),
     (LedgerUnavailableError, 3),
     (JobError, 2),
@@ -47,7 +48,16 @@ EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (
 EXIT_INTERRUPTED = 130
 
 JobFile = Annotated[Path, typer.Argument(metavar="JOB", help="A job file, such as jobs/co2.yaml.")]
+JobFiles = Annotated[
+    list[Path] | None, typer.Argument(metavar="[JOB]...", help="Job files, such as jobs/co2.yaml.")
+]
+AllJobs = Annotated[Path | None, typer.Option("--all", help="Every job file of this folder.")]
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="A registered model: the name of its job.")]
+Reason = Annotated[str, typer.Option(help="Why; recorded with the version and in the ledger.")]
+Unrecorded = Annotated[
+    bool, typer.Option("--unrecorded", help="Do it though the ledger does not answer; only the tags say so then.")
+]
+User = Annotated[str | None, typer.Option(help="Who decides. Default: the user of this process.")]
 
 
 def exit_code_of(error: BaseException) -> int:
@@ -103,7 +113,8 @@ def train_command(job: JobFile) -> None:
 
 @app.command("backtest")
 def backtest_command(
-    job: JobFile,
+    jobs: JobFiles = None,
+    folder: AllJobs = None,
     to: Annotated[
         Path | None, typer.Option("--out", help="Folder for the forecasts (Parquet) and figures of each model.")
     ] = None,
@@ -120,21 +131,51 @@ def backtest_command(
     """
     from pipelines import commands
 
-    commands.backtest_job(read_settings(), job, to, picture, cutoffs)
+    commands.backtest_jobs(read_settings(), jobs or [], folder, to, picture, cutoffs)
 
 
 @app.command("retrain")
-def retrain_command(job: JobFile) -> None:
+def retrain_command(
+    jobs: JobFiles = None,
+    folder: AllJobs = None,
+    key: Annotated[
+        str | None, typer.Option(help="Names this run: called again with it, what it came to is shown.")
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Train also where nothing changed since the last run.")
+    ] = False,
+) -> None:
     """Train a job, publish the best candidate, and promote it if the gate says so.
 
-    The gate: better than the seasonal naive, and not worse than the champion on the same cutoffs. Its decision
-    and reason are printed and written to the version's tags. Not promoting is not a failure.
+    The gate: better than the seasonal naive, and on the same cutoffs shown to be better than the champion (or, its
+    own configuration trained anew, not worse by more than the margin). Who may be better and lacks evidence goes
+    to the shadow. The decision and its reason are printed and recorded. Not promoting is not a failure.
 
-    Example: `hindcast retrain jobs/sp500.yaml`
+    Where neither the data nor the job changed since the last run, the run is skipped and says so.
+
+    Example: `hindcast retrain jobs/sp500.yaml --key sp500-monday`
     """
     from pipelines import commands
 
-    commands.retrain_job(read_settings(), job)
+    commands.retrain_jobs(read_settings(), jobs or [], folder, key, force=force)
+
+
+@app.command("runs")
+def runs_command(
+    job: Annotated[str | None, typer.Argument(metavar="[JOB]", help="Name of a job. Default: all.")] = None,
+    state: Annotated[
+        str | None, typer.Option(help="Only runs that are queued, running, done, skipped or failed.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Most runs shown, the newest.")] = 20,
+    as_json: Annotated[bool, typer.Option("--json", help="One line of JSON for each run.")] = False,
+) -> None:
+    """Show what was retrained, is and failed, who asked for it, and why it came to what it came to.
+
+    Example: `hindcast runs sp500 --state failed`
+    """
+    from pipelines import commands
+
+    commands.list_runs(read_settings(), job, state, limit, as_json=as_json)
 
 
 @app.command("search")
@@ -254,18 +295,88 @@ def worker_command(
 @app.command("forecast")
 def forecast_command(
     model: Model,
-    source: Annotated[Path, typer.Option("--input", help="CSV or Parquet with unique_id, ds and y.")],
-    to: Annotated[Path | None, typer.Option("--output", help="Write a CSV or Parquet instead of a table.")] = None,
+    source: Annotated[
+        Path, typer.Option("--input", help="CSV or Parquet with unique_id, ds and y; with --batch Parquet only.")
+    ],
+    to: Annotated[
+        Path | None,
+        typer.Option("--output", help="Write a CSV or Parquet instead of a table; with --batch a folder."),
+    ] = None,
     level: Annotated[list[float] | None, typer.Option(help="Interval in percent; may be repeated.")] = None,
     alias: Annotated[str, typer.Option(help="Which version: an alias or a number.")] = "champion",
+    batch: Annotated[
+        bool, typer.Option("--batch", help="A panel larger than memory: part by part, and resumable.")
+    ] = False,
+    part_rows: Annotated[int, typer.Option(min=1, help="With --batch: rows of input in a part.")] = 1_000_000,
 ) -> None:
     """Forecast every series of a file with a registered model.
+
+    With `--batch` the output is a folder of Parquet parts. Stopped, it goes on where it was when it is called
+    again; series that cannot be forecast are listed in `_rejects.csv`.
 
     Example: `hindcast forecast co2 --input co2.csv --level 80 --output forecast.csv`
     """
     from pipelines import commands
 
+    if batch:
+        commands.forecast_panel_in_parts(read_settings(), model, source, to, level, alias, part_rows)
+        return
     commands.forecast_file(read_settings(), model, source, to, level, alias)
+
+
+@app.command("replay")
+def replay_command(
+    forecast_id: Annotated[str, typer.Argument(metavar="FORECAST_ID", help="The forecast_id of an answer.")],
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads: those of the service.")] = 1,
+    device: Annotated[str, typer.Option(help="cpu or cuda: that of the service.")] = "cpu",
+) -> None:
+    """Compute a forecast again from the ledger's record, and say whether it is the same to the last bit.
+
+    Ends with 1 if it is not, and shows the largest difference.
+
+    Example: `hindcast replay 0b0f6f5e-6f0c-4d2b-9a53-2f1f0d6c3c55`
+    """
+    from pipelines import commands
+
+    if not commands.replay_forecast(read_settings(), forecast_id, threads, device):
+        raise typer.Exit(1)
+
+
+@app.command("issue")
+def issue_command(
+    job: Annotated[str, typer.Argument(metavar="JOB|MODEL", help="A job file, or the name of a model.")],
+) -> None:
+    """Forecast every series of a model at its newest cutoff, from the ledger alone, and keep the forecasts.
+
+    By the champion, and at the same cutoffs by the version in the shadow, if there is one; that version also
+    forecasts what the service was asked meanwhile. Asked again, only what is new is forecast.
+
+    Example: `hindcast issue jobs/pumps.yaml`
+    """
+    from pipelines import commands
+
+    commands.issue_forecasts(read_settings(), job)
+
+
+@app.command("score")
+def score_command(
+    model: Annotated[
+        str | None, typer.Argument(metavar="[MODEL]", help="Whose scores to print. Default: all.")
+    ] = None,
+    retain: Annotated[
+        float | None, typer.Option(min=0, help="Retire forecasts issued more days ago; sums of their scores stay.")
+    ] = None,
+    by: Annotated[
+        list[str] | None, typer.Option(help="Print a row for each unique_id or step too; may be repeated.")
+    ] = None,
+) -> None:
+    """Score every forecast whose truth has arrived, adjust intervals by it, and print how right the models were.
+
+    Example: `hindcast score pumps --by step --retain 90`
+    """
+    from pipelines import commands
+
+    commands.score_forecasts(read_settings(), model, retain, by or [])
 
 
 @app.command("models")
@@ -283,26 +394,67 @@ def models_command() -> None:
 def promote_command(
     model: Model,
     version: Annotated[str, typer.Argument(help="Version number.")],
-    reason: Annotated[str, typer.Option(help="Recorded with the version.")] = "promoted by hand",
+    reason: Reason = "promoted by hand",
+    user: User = None,
+    unrecorded: Unrecorded = False,
+    hold: Annotated[
+        bool, typer.Option("--hold", help="Do not watch it: it stays even if it does worse than the one before.")
+    ] = False,
 ) -> None:
-    """Make a version the champion, whatever the gate said.
+    """Make a version the champion, whatever the gate said; who did it and why is recorded.
+
+    The champion before it forecasts on in the shadow, and comes back by itself if the new one does worse live.
 
     Example: `hindcast promote co2 3 --reason "sensor was replaced"`
     """
     from pipelines import commands
+    from pipelines.override import Override
 
-    commands.promote_model(read_settings(), model, version, reason)
+    override = Override(reason, user, unrecorded=unrecorded)
+    commands.promote_model(read_settings(), model, version, override, hold=hold)
 
 
 @app.command("rollback")
-def rollback_command(model: Model) -> None:
-    """Return to the champion before this one.
+def rollback_command(
+    model: Model, reason: Reason = "rolled back by hand", user: User = None, unrecorded: Unrecorded = False
+) -> None:
+    """Return to the champion before this one; who did it and why is recorded.
 
-    Example: `hindcast rollback co2`
+    Example: `hindcast rollback co2 --reason "its intervals are too narrow"`
+    """
+    from pipelines import commands
+    from pipelines.override import Override
+
+    commands.roll_back(read_settings(), model, Override(reason, user, unrecorded=unrecorded))
+
+
+@app.command("trial")
+def trial_command(job: JobFile) -> None:
+    """Judge the version in a job's shadow by what it and the champion forecast live at the same cutoffs.
+
+    A challenger on trial is promoted when the evidence suffices, and a new champion that is worse than the one
+    before it makes way. Run it after `hindcast score`; it may be run as often as you like.
+
+    Example: `hindcast trial jobs/co2.yaml`
     """
     from pipelines import commands
 
-    commands.roll_back(read_settings(), model)
+    commands.judge_job(read_settings(), job)
+
+
+@app.command("decisions")
+def decisions_command(
+    model: Annotated[str | None, typer.Argument(metavar="[MODEL]", help="One model. Default: all.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="The newest so many.")] = 20,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line, with all numbers.")] = False,
+) -> None:
+    """List what was decided about versions: promoted, sent to the shadow, kept out, rolled back; by whom and why.
+
+    Example: `hindcast decisions co2 --limit 5 --json`
+    """
+    from pipelines import commands
+
+    commands.list_decisions(read_settings(), model, limit, as_json=as_json)
 
 
 @app.command("serve")

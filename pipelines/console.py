@@ -1,7 +1,7 @@
 """What the command line prints: tables and progress bars on a terminal, plain lines elsewhere."""
 
 import math
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
+
+from pipelines.report import line_of_epoch
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,19 +33,33 @@ class ConsoleReporter:
         (self._progress.console if self._progress else out).print(line, markup=False)
 
     def epoch(self, candidate: str, epoch: int, of: int, metrics: Mapping[str, float]) -> None:
-        train, val = metrics["train/loss"], metrics["val/loss"]
         if self._progress is None:
-            if epoch == 1 or epoch % 10 == 0 or epoch == of:
-                self.say(f"{candidate}: epoch {epoch} of {of}, train {train:.4f}, validation {val:.4f}")
+            line = line_of_epoch(candidate, epoch, of, metrics)
+            if line is not None:
+                self.say(line)
             return
         if candidate not in self._tasks:
             self._tasks[candidate] = self._progress.add_task(candidate, total=of)
+        train, val = metrics["train/loss"], metrics["val/loss"]
         note = f"train {train:.4f}  validation {val:.4f}"
         self._progress.update(self._tasks[candidate], completed=epoch, description=f"{candidate}  {note}")
 
     def done(self, candidate: str) -> None:
         if self._progress is not None and candidate in self._tasks:
             self._progress.remove_task(self._tasks.pop(candidate))
+
+    def count(self, what: str) -> Callable[[int, int], None]:
+        """Return what is told how many of something are done, and how many there are."""
+
+        def show(done: int, of: int) -> None:
+            if self._progress is None:
+                self.say(f"{what}: {done:,} of {of:,}")
+                return
+            if what not in self._tasks:
+                self._tasks[what] = self._progress.add_task(what, total=of)
+            self._progress.update(self._tasks[what], completed=done)
+
+        return show
 
 
 @contextmanager

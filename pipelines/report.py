@@ -20,6 +20,14 @@ class Reporter(Protocol):
         """Take note that a candidate's epochs are over, early or not."""
 
 
+def line_of_epoch(candidate: str, epoch: int, of: int, metrics: Mapping[str, float]) -> str | None:
+    """Return what is said of an epoch where there is no bar to move: of the first, the last, and each tenth."""
+    if epoch != 1 and epoch % 10 != 0 and epoch != of:
+        return None
+    train, val = metrics["train/loss"], metrics["val/loss"]
+    return f"{candidate}: epoch {epoch} of {of}, train {train:.4f}, validation {val:.4f}"
+
+
 class LogReporter:
     """Writes log lines: what the worker uses."""
 
@@ -27,9 +35,9 @@ class LogReporter:
         log.info(line)
 
     def epoch(self, candidate: str, epoch: int, of: int, metrics: Mapping[str, float]) -> None:
-        if epoch == 1 or epoch % 10 == 0 or epoch == of:
-            train, val = metrics["train/loss"], metrics["val/loss"]
-            log.info("%s: epoch %d of %d, train %.4f, validation %.4f", candidate, epoch, of, train, val)
+        line = line_of_epoch(candidate, epoch, of, metrics)
+        if line is not None:
+            log.info(line)
 
     def done(self, candidate: str) -> None:
         del candidate

@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol, TypedDict, TypeVar, cast
+from typing import Any, NamedTuple, Protocol, TypedDict, TypeVar, cast
 
 import numpy as np
 import pandas as pd
@@ -27,9 +27,11 @@ from numpy.typing import NDArray
 from forecasting.artifact import load_artifact, save_artifact
 from forecasting.errors import (
     ArtifactError,
+    HindcastError,
     ModelNotFoundError,
     RegistryError,
     RegistryUnavailableError,
+    SourceError,
     TrainingError,
 )
 from forecasting.forecaster import Forecaster
@@ -46,15 +48,18 @@ from forecasting.registry import (
 )
 from forecasting.spec import BASELINE_KINDS, ForecasterSpec
 from ledger.decisions import GATE, DecisionStore, RecordedDecision
+from pipelines.fanout import map_tasks, open_fan_out
 from pipelines.load import load_data
 from pipelines.promotion import VERDICTS, Account, Action, Decision, Evidence, decide
+from pipelines.report import Reporter
 from pipelines.run import Run
-from pipelines.trial import tags_of
+from pipelines.trial import TAG_TRACKING_RUN, tags_of
 from training.backtest import Backtest, leaderboard, run_backtest, validation_cutoffs
 from training.baselines import fit_baseline
 from training.calibrate import calibrate
-from training.fit import Log, fit, log_nothing
-from training.job import JobConfig
+from training.fit import FittingFactory, Log, fit, log_nothing
+from training.job import JobConfig, TrainingConfig
+from training.partitioned import LocalResult, LocalRound, partitioned, train_round, write_partitions
 from training.windows import Windows
 
 TAG_RUN_KEY = "hindcast.run_key"
@@ -89,6 +94,17 @@ class Fitted(TypedDict):
     name: str
     run_id: str | None
     error: str | None
+
+
+class Shown(NamedTuple):
+    """What one forecaster showed in the backtest."""
+
+    scores: dict[str, float]
+    validation: dict[str, float]
+    losses: list[float]
+    """The gate metric at each test cutoff."""
+    tested: FloatArray
+    """The same by cutoff and series."""
 
 
 class Report(TypedDict):
@@ -128,10 +144,14 @@ class Outcome:
 
 def retrain(run: Run, step: StepRunner = run_now) -> Outcome:
     """Train a job's candidates, publish the best, and make it the champion if the gate says so."""
-    data = step("load", load_data, run)
+    return retrain_loaded(run, step("load", load_data, run), step)
+
+
+def retrain_loaded(run: Run, data: str, step: StepRunner = run_now) -> Outcome:
+    """Do all of a retraining that comes after the loading; `data` describes what was loaded."""
     parent = step("track", open_tracking, run)
-    with _closing(run, parent):
-        fitted = [step(f"fit {name}", fit_forecaster, run, parent, name) for name in run.networks]
+    with _closing(run, parent, step):
+        fitted = fit_all(run, parent, step)
         report = step("backtest", backtest_all, run, fitted)
         with _carrying_through(run):
             version = step("publish", publish_best, run, parent, report)
@@ -148,7 +168,7 @@ def train(run: Run) -> Outcome:
     data = load_data(run)
     parent = open_tracking(run)
     with _closing(run, parent):
-        fitted = [fit_forecaster(run, parent, name) for name in run.networks]
+        fitted = fit_all(run, parent)
         report = backtest_all(run, fitted)
         with _carrying_through(run):
             version = publish_best(run, parent, report)
@@ -158,20 +178,24 @@ def train(run: Run) -> Outcome:
 def backtest(run: Run) -> Outcome:
     """Train and backtest a job's candidates; track, publish and promote nothing."""
     data = load_data(run)
-    report = backtest_all(run, [fit_forecaster(run, None, name) for name in run.networks])
+    report = backtest_all(run, fit_all(run, None))
     return Outcome(run.job.name, data, report, None, None)
 
 
 @contextmanager
-def _closing(run: Run, parent: str) -> Iterator[None]:
+def _closing(run: Run, parent: str, step: StepRunner = run_now) -> Iterator[None]:
     """Close the parent run as what it came to: finished, failed or interrupted."""
     try:
         yield
-    except BaseException as error:
-        with suppress(RegistryError):
-            run.tracker.end_run(parent, "FAILED" if isinstance(error, Exception) else "KILLED")
+    except Exception:
+        with suppress(HindcastError):
+            step("close", close_tracking, run, parent, "FAILED")
         raise
-    run.tracker.end_run(parent)
+    except BaseException:
+        with suppress(RegistryError):
+            close_tracking(run, parent, "KILLED")
+        raise
+    step("close", close_tracking, run, parent, "FINISHED")
 
 
 @contextmanager
@@ -199,6 +223,48 @@ def _carrying_through(run: Run) -> Iterator[None]:
 def open_tracking(run: Run) -> str:
     """Open the parent run in MLflow and return its id."""
     return run.tracker.start_training(run.panel, {TAG_RUN_KEY: run.key})
+
+
+def close_tracking(run: Run, parent: str, status: str) -> None:
+    """Close the parent run in MLflow, and what is left open below it."""
+    if status != "FINISHED":
+        run.tracker.end_candidates(parent)
+    run.tracker.end_run(parent, status)
+
+
+def fit_all(run: Run, parent: str | None, step: StepRunner = run_now) -> list[Fitted]:
+    """Fit every forecaster of the comparison: in turn, a step each; or several at a time, in one step."""
+    if run.settings.in_turn:
+        return [step(f"fit {name}", fit_forecaster, run, parent, name) for name in run.networks]
+    return step("fit", fit_side_by_side, run, parent)
+
+
+def fit_side_by_side(run: Run, parent: str | None) -> list[Fitted]:
+    """Fit every forecaster, several at a time; those that an interrupted attempt finished are not fitted again."""
+    # Those in partitions come after the others: each is shared out by itself.
+    apart = [name for name in run.networks if run.training(name).get("partitions", 1) > 1]
+    tasks = {f"fit {name}": (run.elsewhere, parent, name) for name in run.networks if name not in apart}
+    done = map_tasks(fit_once, tasks, run.settings, run.reporter)
+    fitted = {f["name"]: f for f in done.values()} | {n: fit_once(run.reporter, run, parent, n) for n in apart}
+    return [fitted[name] for name in run.networks]
+
+
+def fit_once(reporter: Reporter, run: Run, parent: str | None, name: str) -> Fitted:
+    """Fit one forecaster, and leave a note of it in the run's folder; return what a note there says."""
+    note = run.folder / "fitted" / f"{name}.json"
+    if note.is_file():
+        known: Fitted = json.loads(note.read_text())
+        return known
+    if not (run.folder / "panel.npz").is_file():
+        raise SourceError(
+            f"{run.folder} holds no data: HINDCAST_HOME must lie on a file system that all machines share"
+        )
+    fitted = fit_forecaster(run.told_to(reporter), parent, name)
+    note.parent.mkdir(exist_ok=True)
+    draft = note.with_suffix(".draft")
+    draft.write_text(json.dumps(fitted))
+    draft.replace(note)
+    return fitted
 
 
 def fit_forecaster(run: Run, parent: str | None, name: str) -> Fitted:
@@ -239,7 +305,8 @@ def _fit(run: Run, name: str, log: Log) -> None:
             run.reporter.epoch(name, epoch, config.max_epochs * config.members, metrics)
 
         warm = _warm_start(run, name, spec) if config.start == "warm" else None
-        result = fit(spec, config, train, validation, log_and_report, warm=warm)
+        with _fitting_of(run, config) as fitting:
+            result = fit(spec, config, train, validation, log_and_report, warm=warm, fitting=fitting)
         run.reporter.done(name)
         run.reporter.say(
             f"{name}: best epoch {result.best_epoch} of {result.epochs} ({result.stopped_by}), "
@@ -249,6 +316,29 @@ def _fit(run: Run, name: str, log: Log) -> None:
     calibrate(network, validation, spec.quantiles)
     shutil.rmtree(run.artifact(name), ignore_errors=True)
     save_artifact(Forecaster(spec, network), run.artifact(name))
+
+
+@contextmanager
+def _fitting_of(run: Run, config: TrainingConfig) -> Iterator[FittingFactory | None]:
+    """Give what trains over partitions of the series, side by side; None where there is but one."""
+    if config.partitions == 1:
+        yield None
+        return
+    home = run.folder / f"partitions-{config.partitions}"
+    paths = write_partitions(run.panel.before(run.split.test), home, config.partitions)
+    with open_fan_out(run.settings, run.reporter, len(paths)) as fan_out:
+
+        def run_rounds(orders: Sequence[LocalRound]) -> Sequence[LocalResult]:
+            tasks = {f"partition {order.partition + 1}": (order,) for order in orders}
+            return list(fan_out.map(train_partition, tasks, aloud=False).values())
+
+        yield partitioned(paths, run_rounds)
+
+
+def train_partition(reporter: Reporter, order: LocalRound) -> LocalResult:
+    """Train one partition for a round, wherever it is."""
+    del reporter
+    return train_round(order)
 
 
 def _warm_start(run: Run, name: str, spec: ForecasterSpec) -> QuantileNetwork | None:
@@ -291,16 +381,13 @@ def backtest_all(run: Run, fitted: Sequence[Fitted]) -> Report:
     champion = _load_champion(run)
     # Everyone answers the same questions: those that leave the longest window, the champion's included, filled.
     needed = max(run.history_needed, champion.input_size)
-    scores, validation, losses, tested = {}, {}, {}, {}
-    for name, run_id in ((f["name"], f["run_id"]) for f in _usable(run, fitted)):
-        test = backtest_of(run, run.artifact(name), run.split.cutoffs, needed)
-        before = backtest_of(run, run.artifact(name), validation_cutoffs(run.split, run.job.horizon))
-        scores[name], validation[name] = test.scores(), before.scores()
-        if test.unanswered:
-            run.reporter.say(f"{name} has no score: it gives no finite forecast for {_listed(test.unanswered)}")
-        losses[name], tested[name] = test.loss_by_cutoff(metric).tolist(), test.loss_by_series(metric)
-        if run_id is not None:
-            run.tracker.log_backtest(run_id, before, test, name, figures=run.candidate(name) is not None)
+    asked = run if run.settings.in_turn else run.elsewhere
+    tasks = {f["name"]: (asked, f, needed) for f in _usable(run, fitted)}
+    shown = map_tasks(show_forecaster, tasks, run.settings, run.reporter, aloud=False)
+    scores = {name: one.scores for name, one in shown.items()}
+    validation = {name: one.validation for name, one in shown.items()}
+    losses = {name: one.losses for name, one in shown.items()}
+    tested = {name: one.tested for name, one in shown.items()}
     for f in fitted:
         if f["run_id"] is not None:
             run.tracker.log_skill(f["run_id"], scores[f["name"]], scores["seasonal_naive"])
@@ -321,6 +408,18 @@ def backtest_all(run: Run, fitted: Sequence[Fitted]) -> Report:
         "validation": validation,
         "losses": losses,
     }
+
+
+def show_forecaster(reporter: Reporter, run: Run, fitted: Fitted, needed: int) -> Shown:
+    """Backtest one artefact on the test and the validation block, and log what it showed."""
+    name, run_id, metric = fitted["name"], fitted["run_id"], run.job.gate.metric
+    test = backtest_of(run, run.artifact(name), run.split.cutoffs, needed)
+    before = backtest_of(run, run.artifact(name), validation_cutoffs(run.split, run.job.horizon))
+    if test.unanswered:
+        reporter.say(f"{name} has no score: it gives no finite forecast for {_listed(test.unanswered)}")
+    if run_id is not None:
+        run.tracker.log_backtest(run_id, before, test, name, figures=run.candidate(name) is not None)
+    return Shown(test.scores(), before.scores(), test.loss_by_cutoff(metric).tolist(), test.loss_by_series(metric))
 
 
 def _save_losses(run: Run, tested: Mapping[str, FloatArray]) -> None:
@@ -420,7 +519,7 @@ def publish_best(run: Run, parent: str, report: Report) -> str:
             TAG_TRAINING: _training_digest(run, best),
             "hindcast.data_digest": run.panel.digest(),
             "hindcast.data_end": str(run.panel.ds[-1]),
-            "hindcast.tracking_run": parent,
+            TAG_TRACKING_RUN: parent,
             **{f"hindcast.test_{key}": f"{value:.6g}" for key, value in report["scores"][best].items()},
         }
         version = run.registry.publish(name, run.artifact(best), tags, parent)

@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -123,6 +123,15 @@ class Run:
         """Return where a forecaster's artefact lies in the run's folder."""
         return self.folder / "artifacts" / name
 
+    @property
+    def elsewhere(self) -> "Run":
+        """Return the run as it goes to another process: small, and with no task to hand on."""
+        return replace(self, settings=self.settings.alone, reporter=LogReporter(), clock=utc_now)
+
+    def told_to(self, reporter: Reporter) -> "Run":
+        """Return the run with somebody else listening."""
+        return self if reporter is self.reporter else replace(self, reporter=reporter)
+
     def discard(self) -> None:
         """Delete the run's folder."""
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -140,13 +149,13 @@ def use_threads(settings: PipelineSettings) -> None:
         torch.set_num_threads(settings.training_threads)
 
 
-def new_run(job_file: Path, settings: PipelineSettings, reporter: Reporter) -> Run:
-    """Start a run of a job file under a key of its own.
+def new_run(job_file: Path, settings: PipelineSettings, reporter: Reporter, key: str | None = None) -> Run:
+    """Start a run of a job file, under a key of its own where none is given.
 
     Raises:
         JobError: the job file is not valid.
     """
     job = load_job(job_file)
     use_threads(settings)
-    key = f"{job.name}-{datetime.now(UTC):%Y%m%dT%H%M%S%f}"
+    key = key or f"{job.name}-{datetime.now(UTC):%Y%m%dT%H%M%S%f}"
     return Run(job_file.read_text(encoding="utf-8"), job_file.parent.absolute(), key, settings, reporter)

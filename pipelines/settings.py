@@ -37,7 +37,30 @@ class PipelineSettings(BaseSettings):
         pattern=r"^[A-Za-z0-9_.-]{1,64}$",
         description="Name of this worker; workers that share a database differ in it.",
     )
-    training_threads: int = Field(0, ge=0, le=1024, description="CPU threads training uses; 0 is one a core.")
+    retries: int = Field(
+        8,
+        ge=0,
+        le=100,
+        description="How often the worker tries a step again after a source or store did not answer.",
+    )
+    retry_seconds: float = Field(
+        2.0,
+        gt=0,
+        le=3600,
+        description="Seconds before the first of these tries; doubled every time, up to a minute.",
+    )
+    fan_out: int = Field(
+        1, ge=0, le=1024, description="Tasks at a time: 1 in this process, more in processes; 0 is one a core."
+    )
+    ray_address: str = Field(
+        "", description="Ray cluster that tasks run on (host:port, or auto); 1 in fan_out is then all its CPUs."
+    )
+    training_threads: int = Field(
+        0,
+        ge=0,
+        le=1024,
+        description="CPU threads training uses; 0 is one a core, and one in each of several processes.",
+    )
 
     @property
     def tracking(self) -> str:
@@ -58,6 +81,16 @@ class PipelineSettings(BaseSettings):
     def ledger(self) -> str:
         """Return the ledger's database in force."""
         return self.ledger_url or f"sqlite:///{self.home.absolute()}/ledger.db"
+
+    @property
+    def in_turn(self) -> bool:
+        """Return whether tasks run one after the other, in this process."""
+        return self.fan_out == 1 and not self.ray_address
+
+    @property
+    def alone(self) -> "PipelineSettings":
+        """Return the settings of a task that is one of many: they hold anywhere, and it fans out no further."""
+        return self.model_copy(update={"home": self.home.absolute(), "fan_out": 1, "ray_address": ""})
 
     @property
     def cache_dir(self) -> Path:

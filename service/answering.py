@@ -1,4 +1,4 @@
-"""A request's life, stage by stage: parse, prepare, predict, encode.
+"""A request's life, stage by stage: parse, prepare, predict, hand over to be kept, encode.
 
 Nothing here runs on the event loop. A small request goes through all stages in the inference thread, which
 costs one hop; the stages of a large one that need no network run beside it.
@@ -13,8 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from forecasting import conformal
 from forecasting.forecaster import summarise
+from service.answered import Answered
 from service.histories import Prepared, Window, prepare
+from service.ledger_histories import LedgerForecastRequest, build_request, note_age, read_history
 from service.parsing import parse_request
 from service.runtime import Runtime
 from service.schemas import ForecastAnswer, SeriesForecast
@@ -39,6 +42,23 @@ async def answer(body: bytes, runtime: Runtime) -> bytes:
     return await asyncio.to_thread(_encode, forecast)
 
 
+async def answer_from_ledger(asked: LedgerForecastRequest, runtime: Runtime) -> bytes:
+    """Forecast one series from what the ledger knows of it.
+
+    Raises:
+        ProblemError: the request was refused, or the ledger does not answer.
+    """
+    model = runtime.model(asked.model)
+    moment = runtime.ledger_link.clock() if asked.as_of is None else asked.as_of
+    history = await runtime.ask_ledger(lambda ledger: read_history(ledger, model, asked, moment))
+
+    def forecast() -> bytes:
+        prepared = prepare(build_request(asked, history), model, runtime.settings)
+        return _encode(_predict(note_age(prepared, moment), runtime))
+
+    return await runtime.infer(forecast)
+
+
 def _decode(body: bytes, runtime: Runtime) -> Prepared:
     request = parse_request(body, runtime.settings)
     return prepare(request, runtime.model(request.model), runtime.settings)
@@ -46,18 +66,37 @@ def _decode(body: bytes, runtime: Runtime) -> Prepared:
 
 def _predict(prepared: Prepared, runtime: Runtime) -> ForecastAnswer:
     began = time.perf_counter()
-    quantiles_BHQ = prepared.model.forecaster.predict(prepared.y_BL, prepared.covariates)
+    y_BL, covariates = prepared.y_BL, prepared.covariates
+    quantiles_BHQ = prepared.model.forecaster.predict(y_BL, covariates)
     runtime.telemetry.record_inference(prepared.model.name, time.perf_counter() - began)
+    adjustment_BHQ = _adjust(prepared, quantiles_BHQ, runtime)
+    if adjustment_BHQ is not None:
+        quantiles_BHQ = quantiles_BHQ + adjustment_BHQ
     columns = summarise(quantiles_BHQ[:, : prepared.h], prepared.model.spec.quantiles, prepared.level)
     forecasts = _describe(prepared.windows, columns)
     runtime.telemetry.record_series(prepared.model.name, (forecast.status for forecast in forecasts))
+    forecast_id = str(uuid.uuid4())
+    if prepared.record:
+        issued_at = runtime.ledger_link.clock()
+        runtime.recorder.offer(
+            Answered(forecast_id, issued_at, prepared, y_BL, covariates, quantiles_BHQ, adjustment_BHQ, forecasts)
+        )
     return ForecastAnswer.model_construct(
-        forecast_id=str(uuid.uuid4()),
+        forecast_id=forecast_id,
         model=prepared.model.name,
         version=prepared.model.version,
         alias=prepared.model.alias,
         forecasts=forecasts,
     )
+
+
+def _adjust(prepared: Prepared, quantiles_BHQ: FloatArray, runtime: Runtime) -> FloatArray | None:
+    """Return what is added to the network's quantiles; None for nothing."""
+    model = prepared.model
+    known = runtime.adjustments.of(model, [window.unique_id for window in prepared.windows])
+    if known is None:
+        return None
+    return conformal.apply(quantiles_BHQ, model.spec.quantiles, known, model.spec.transform)
 
 
 def _describe(windows: list[Window], columns: Mapping[str, FloatArray]) -> list[SeriesForecast]:

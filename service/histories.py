@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from forecasting.calendar import OFF_GRID, Calendar, format_timestamp
 from forecasting.covariates import Covariates
-from forecasting.errors import InputError
+from forecasting.errors import CalendarError, InputError
 from forecasting.forecaster import format_level, interval_bounds
 from forecasting.spec import ForecasterSpec
 from forecasting.transforms import apply_transform
@@ -42,6 +42,8 @@ class Window:
 
     unique_id: str
     y_L: FloatArray
+    last: pd.Timestamp
+    """The cutoff, as the calendar has it."""
     cutoff: str
     ds: list[str]
     reason: str | None
@@ -57,6 +59,8 @@ class Prepared:
     h: int
     level: tuple[float, ...]
     windows: list[Window]
+    record: bool = True
+    """Whether the ledger is to keep the forecasts."""
 
     @property
     def y_BL(self) -> FloatArray:  # noqa: N802  (tensors carry shape suffixes)
@@ -91,7 +95,7 @@ def prepare(request: ForecastRequest, model: LoadedModel, settings: ServiceSetti
             errors.append(FieldError(path=path, unique_id=history.unique_id, detail=str(error)))
     if errors:
         raise refuse(errors)
-    return Prepared(model, h, level, windows)
+    return Prepared(model, h, level, windows, request.record)
 
 
 def _check_options(
@@ -145,7 +149,7 @@ def _cut_window(
     if model.takes_covariates:
         told = lay_out_told(history, slots, cutoff, spec)
         reason = "; ".join(filter(None, [reason, *find_shortfalls(told, model, h)])) or None
-    return Window(history.unique_id, y_L, format_timestamp(cutoff, grid.calendar), ds, reason, told)
+    return Window(history.unique_id, y_L, cutoff, format_timestamp(cutoff, grid.calendar), ds, reason, told)
 
 
 def _lay_out(
@@ -316,3 +320,13 @@ def _steps(calendar: Calendar, start: pd.Timestamp, periods: int) -> pd.Datetime
     if len(steps) < periods or steps[-1].year > 9999:
         raise InputError(f"{periods} steps of {calendar.freq} from {start} reach beyond the year 9999")
     return steps
+
+
+def first_step(calendar: Calendar) -> pd.Timestamp:
+    """Return a step of the calendar in 2024, for what needs any."""
+    for day in pd.date_range("2024-01-01", periods=400):
+        try:
+            return calendar.range(day, 1)[0]
+        except CalendarError:
+            continue
+    raise CalendarError(f"freq {calendar.freq} has no step in 2024")

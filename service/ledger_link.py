@@ -44,6 +44,10 @@ class LedgerLink:
         self.enabled = settings.ledger_url != LEDGER_OFF
         self.ledger: Ledger | None = None
         self.failure: Failure | None = None
+        self.on_look: Callable[[Ledger], None] = _nothing_else
+        """Called at every look at a ledger that answers, in the thread that looks."""
+        self.looked = threading.Event()
+        """Set once it is known whether the ledger can be opened."""
         self._look_began: float | None = None
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -132,6 +136,7 @@ class LedgerLink:
             else:
                 with reading(self.ledger.engine):
                     pass
+            self.on_look(self.ledger)
         except Exception as error:
             # Whatever a database does, forecasts go on.
             if self.failure is None:
@@ -144,6 +149,11 @@ class LedgerLink:
             self.failure = None
         finally:
             self._look_began = None
+            self.looked.set()
+
+
+def _nothing_else(ledger: Ledger) -> None:
+    del ledger
 
 
 def _unavailable(detail: str) -> ProblemError:

@@ -17,8 +17,9 @@ from typing import Literal
 from forecasting.calendar import Calendar, parse_freq
 from forecasting.errors import ArtifactError, InputError, ModelNotFoundError
 from forecasting.forecaster import Forecaster, interval_bounds
-from forecasting.registry import ModelVersion, Registry, load_version
+from forecasting.registry import TAG_DATASET, TAG_TARGET, ModelVersion, Registry, load_version
 from forecasting.spec import ForecasterSpec
+from ledger.observations import TARGET
 from service.failures import next_failure
 from service.schemas import Failure
 from service.settings import ServiceSettings
@@ -47,6 +48,10 @@ class LoadedModel:
     loaded_at: datetime
     forecaster: Forecaster
     calendar: Calendar
+    dataset: str
+    """The ledger's dataset it reads."""
+    target: str
+    """The column of that dataset it forecasts."""
 
     @property
     def spec(self) -> ForecasterSpec:
@@ -143,6 +148,10 @@ class ModelSlots:
         """Return every slot, by name."""
         return [slot for _, slot in sorted(self._slots.items())]
 
+    def loaded(self) -> list[LoadedModel]:
+        """Return every model that answers, by name."""
+        return [slot.current for slot in self.all() if slot.current is not None]
+
     def get(self, name: str) -> ModelSlot | None:
         """Return the slot of a model."""
         return self._slots.get(name)
@@ -230,7 +239,10 @@ class ModelSlots:
         calendar = _check_spec(forecaster.spec, version.model)
         now = datetime.now(UTC)
         digest, alias = version.digest or "", self.settings.alias
-        return LoadedModel(version.model, version.version, alias, digest, now, forecaster, calendar)
+        dataset, target = version.tags.get(TAG_DATASET, version.model), version.tags.get(TAG_TARGET, TARGET)
+        return LoadedModel(
+            version.model, version.version, alias, digest, now, forecaster, calendar, dataset, target
+        )
 
     def _announce(self, slot: ModelSlot, version: ModelVersion) -> None:
         log.info("model %s answers with version %s", slot.name, version.version)

@@ -33,7 +33,7 @@ def parse_request(body: bytes, settings: ServiceSettings) -> ForecastRequest:
     histories = _parse_series(series, settings.max_series, errors)
     if errors or options is None:
         raise refuse(errors)
-    return ForecastRequest.model_construct(model=options.model, h=options.h, level=options.level, series=histories)
+    return ForecastRequest.model_construct(**dict(options), series=histories)
 
 
 def _load_object(body: bytes) -> dict[str, Any]:

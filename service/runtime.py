@@ -11,9 +11,11 @@ from fastapi import Depends, Request
 
 from forecasting.registry import Registry
 from ledger.ledger import Ledger
+from service.adjustments import AdjustmentBook
 from service.ledger_link import LedgerLink
 from service.model_slot import LoadedModel, ModelSlot, ModelSlots
 from service.problems import MODEL_NOT_LOADED, OVERLOADED, UNKNOWN_MODEL, ProblemError
+from service.recorder import Recorder
 from service.settings import ServiceSettings
 from service.telemetry import Telemetry
 
@@ -31,7 +33,11 @@ class Runtime:
         )
         self.telemetry.watch(self.slots)
         self.ledger_link = LedgerLink(settings)
-        self.telemetry.watch_ledger(self.ledger_link)
+        self.adjustments = AdjustmentBook(self.slots.loaded)
+        if settings.adjust_intervals:
+            self.ledger_link.on_look = self.adjustments.refresh
+        self.recorder = Recorder(self.ledger_link, self.telemetry.record_kept, lambda: self._in_flight > 0)
+        self.telemetry.watch_ledger(self.ledger_link, self.recorder)
         self.draining = False
         self._in_flight = 0
         self._worker: ThreadPoolExecutor | None = None
@@ -42,6 +48,7 @@ class Runtime:
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="inference")
         self.slots.start()
         self.ledger_link.start()
+        self.recorder.start()
 
     def stop(self) -> None:
         """End the threads; every accepted request has been answered by now."""
@@ -49,6 +56,7 @@ class Runtime:
         self.slots.stop()
         if self._worker is not None:
             self._worker.shutdown(wait=False)
+        self.recorder.stop()
         self.ledger_link.stop()
 
     @property

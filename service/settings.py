@@ -44,6 +44,18 @@ class ServiceSettings(BaseSettings):
     ledger_seconds: float = Field(
         10.0, gt=0, le=600, description="Most seconds a request waits for the ledger; then it is told so (503)."
     )
+    record_forecasts: bool = Field(True, description="Keep every forecast that was answered in the ledger.")
+    adjust_intervals: bool = Field(
+        True, description="Widen and narrow intervals by what the scores in the ledger taught of each series."
+    )
+    record_memory_bytes: int = Field(
+        64 * MEBIBYTE, ge=1024, description="Most bytes of forecasts in memory, on their way to those files."
+    )
+    unwritten_bytes: int = Field(
+        1024 * MEBIBYTE,
+        ge=0,
+        description="Most bytes of forecasts in files below home, on their way to the ledger.",
+    )
     models: Annotated[tuple[str, ...] | None, NoDecode] = Field(
         None, description="Models to serve, separated by commas. Default: every model with the alias."
     )

@@ -16,6 +16,7 @@ from prometheus_client.registry import Collector
 
 from service.ledger_link import LedgerLink
 from service.model_slot import ModelSlot, ModelSlots
+from service.recorder import Recorder
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -56,13 +57,25 @@ class Telemetry:
             registry=self.registry,
         )
 
+        self._kept = Counter(
+            "hindcast_forecasts_kept",
+            "Forecasts answered, by what became of them: written to the ledger; dropped, because memory, files or "
+            "disk are full; refused by the ledger.",
+            ["outcome"],
+            registry=self.registry,
+        )
+
     def watch(self, slots: ModelSlots) -> None:
         """Show the state of the models, as it is at every scrape."""
         self.registry.register(_SlotCollector(slots))
 
-    def watch_ledger(self, link: LedgerLink) -> None:
-        """Show whether the ledger answers, as it is at every scrape."""
-        self.registry.register(_LedgerCollector(link))
+    def watch_ledger(self, link: LedgerLink, recorder: Recorder) -> None:
+        """Show whether the ledger answers and what waits for it, as it is at every scrape."""
+        self.registry.register(_LedgerCollector(link, recorder))
+
+    def record_kept(self, outcome: str, count: int) -> None:
+        """Count what became of answered forecasts."""
+        self._kept.labels(outcome).inc(count)
 
     def record_request(self, route: str, status: int, seconds: float) -> None:
         """Count one answered request; `route` is a template, never an address somebody made up."""
@@ -115,14 +128,22 @@ class _SlotCollector(Collector):
 class _LedgerCollector(Collector):
     """Asks whether the ledger answers when scraped; nothing is shown where there is none."""
 
-    def __init__(self, link: LedgerLink) -> None:
+    def __init__(self, link: LedgerLink, recorder: Recorder) -> None:
         self.link = link
+        self.recorder = recorder
 
     def collect(self) -> Iterator[Metric]:
         if self.link.enabled:
             failing = GaugeMetricFamily("hindcast_ledger_failing", "1 while the ledger does not answer.")
             failing.add_metric([], float(self.link.trouble is not None))
             yield failing
+        if self.recorder.enabled:
+            waiting = GaugeMetricFamily(
+                "hindcast_forecasts_waiting_bytes", "Forecasts that wait to be written.", labels=["where"]
+            )
+            waiting.add_metric(["memory"], float(self.recorder.waiting_bytes))
+            waiting.add_metric(["file"], float(self.recorder.unwritten.nbytes))
+            yield waiting
 
 
 def _add_loaded(slot: ModelSlot, info: GaugeMetricFamily, age: GaugeMetricFamily) -> None:

@@ -39,8 +39,8 @@ def test_the_password_is_in_no_command_and_no_address(services: dict[str, Any]) 
         "postgres": ["POSTGRES_PASSWORD"],
         "mlflow": ["PGPASSWORD"],
         "worker": ["PGPASSWORD"],
-        "service": [],
-        "service-gpu": [],
+        "service": ["PGPASSWORD"],
+        "service-gpu": ["PGPASSWORD"],
     }
     assert not any("a password" in part for s in services.values() for part in s.get("command", []))
 
@@ -59,8 +59,8 @@ def test_everything_waits_for_the_health_of_what_it_needs(services: dict[str, An
     assert needs == {
         "postgres": set(),
         "mlflow": {"postgres"},
-        "service": {"mlflow"},
-        "service-gpu": {"mlflow"},
+        "service": {"postgres", "mlflow"},
+        "service-gpu": {"postgres", "mlflow"},
         "worker": {"postgres", "mlflow"},
     }
     for service in services.values():
@@ -93,7 +93,8 @@ def test_every_setting_is_one_that_is_read(services: dict[str, Any]) -> None:
 def test_what_is_kept_lies_in_named_volumes(services: dict[str, Any]) -> None:
     declared = set(yaml.safe_load(COMPOSE.read_text())["volumes"])
     mounted = {mount.split(":")[0] for s in services.values() for mount in s.get("volumes", [])}
-    assert {name for name in mounted if not name.startswith(".")} == declared == {"postgres", "mlflow", "worker"}
+    assert {name for name in mounted if not name.startswith(".")} == declared
+    assert declared == {"postgres", "mlflow", "service", "service-gpu", "worker"}
 
 
 def test_every_image_is_a_stage_that_ends_without_rights(services: dict[str, Any]) -> None:

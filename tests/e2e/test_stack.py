@@ -96,7 +96,7 @@ def here(tmp_path: Path, postgres_url: str) -> Here:
     """The services of docker-compose.yml, with places for them on this machine."""
     password = {"HINDCAST_POSTGRES_PASSWORD": "not asked for here"}
     services = load_services(password)
-    write_job(tmp_path / "jobs", "*/10 * * * * *")
+    write_job(tmp_path / "jobs", "*/10 * * * * *", schedule={"force": True})
     return Here(services, tmp_path, postgres_url, {n: free_port() for n in ("mlflow", "service", "postgres")})
 
 
@@ -126,7 +126,11 @@ def test_a_scheduled_retraining_answers_over_http_whatever_stops_in_between(
     assert httpx.get(f"{mlflow}/", headers={"host": "mlflow:5000"}).status_code == 200
     assert httpx.get(f"{mlflow}/", headers={"host": "example.org"}).status_code == 403
     assert "pumps" in open_registry(mlflow).models()
-    assert tables(postgres_url) == {("public", "model_versions"), ("dbos", "workflow_status")}
+    assert tables(postgres_url) == {
+        ("public", "model_versions"),
+        ("dbos", "workflow_status"),
+        ("ledger", "observations"),
+    }
 
     stack["door"].kill()
     assert answers(f"{mlflow}/health"), "MLflow's own answer, which says nothing about its database"
@@ -134,13 +138,15 @@ def test_a_scheduled_retraining_answers_over_http_whatever_stops_in_between(
     os.utime(here.folder / "worker" / "worker.alive", (0, 0))
     time.sleep(0.2)
     assert not here.is_healthy("worker")
-    assert int(ask(address)["version"]) >= 2, "the service answers on"
+    meanwhile = ask(address)
+    assert int(meanwhile["version"]) >= 2, "the service answers on"
     assert here.is_healthy("service")
     newest = newest_version(postgres_url)
     with here.open_door():
         wait_for_version(address, newest + 1)
         for name in ("mlflow", "worker"):
             here.wait_until_healthy(name)
+        wait_until_recorded(postgres_url, [second["forecast_id"], meanwhile["forecast_id"]])
         assert [stack[name].stop() for name in ("worker", "service", "mlflow")] == [0, 0, 0]
 
 
@@ -149,9 +155,19 @@ def tables(url: str) -> set[tuple[str, str]]:
     with psycopg.connect(url) as connection:
         found = connection.execute(
             "SELECT table_schema, table_name FROM information_schema.tables "
-            "WHERE table_name IN ('model_versions', 'workflow_status')"
+            "WHERE table_name IN ('model_versions', 'workflow_status', 'observations')"
         )
         return {(str(schema), str(table)) for schema, table in found}
+
+
+def wait_until_recorded(url: str, forecast_ids: list[str], seconds: float = 60) -> None:
+    """Wait until the ledger holds these forecasts, the one included that was issued while it was away."""
+    deadline = time.monotonic() + seconds
+    query = "SELECT count(*) FROM ledger.forecasts WHERE forecast_id = ANY(%s)"
+    with psycopg.connect(url) as connection:
+        while (connection.execute(query, (forecast_ids,)).fetchone() or (0,))[0] < len(forecast_ids):
+            assert time.monotonic() < deadline, f"not recorded within {seconds:.0f} s"
+            time.sleep(0.3)
 
 
 def newest_version(url: str) -> int:

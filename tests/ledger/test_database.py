@@ -11,7 +11,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 
 from forecasting.errors import LedgerError, LedgerUnavailableError
-from ledger.database import open_database, writing
+from ledger.database import alone, open_database, writing
 from ledger.ledger import Ledger, open_ledger
 from ledger.schema import metadata
 from tests.conftest import POSTGRES
@@ -59,7 +59,7 @@ def test_a_database_is_shared_with_tables_of_the_same_names(postgres_url: str) -
     with psycopg.connect(postgres_url) as connection:
         for name in ("runs", "datasets", "alembic_version"):
             connection.execute(f"CREATE TABLE {name} (version_num TEXT)")
-            connection.execute(f"INSERT INTO {name} VALUES ('theirs')")
+            connection.execute(f"INSERT INTO {name} VALUES ('theirs')")  # noqa: S608  (names of ours)
     ledger = open_ledger(postgres_url)
     ledger.observations.append("plant", ONE)
     assert ledger.observations.datasets() == ["plant"]
@@ -82,6 +82,20 @@ def test_a_database_that_was_away_is_found_again(postgres_url: str) -> None:
     ledger.observations.append("plant", ONE.assign(y=3.0))
     np.testing.assert_array_equal(ledger.observations.revisions("plant", "a")["value"], [1.0, 3.0])
     ledger.close()
+
+
+def test_one_at_a_time_is_alone_with_a_name(ledger: Ledger, ledger_url: str) -> None:
+    other = open_database(ledger_url)
+    with alone(ledger.engine, "round") as first:
+        with alone(other, "round") as second, alone(other, "retire") as third:
+            assert (first, second, third) == (True, False, True)
+        with alone(other, "round") as again:
+            assert not again
+    with pytest.raises(ValueError, match="on the way"), alone(other, "round"):
+        raise ValueError("on the way")
+    with alone(ledger.engine, "round") as after:
+        assert after
+    other.dispose()
 
 
 def test_a_transaction_that_fails_leaves_nothing(ledger: Ledger) -> None:

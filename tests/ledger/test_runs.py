@@ -1,14 +1,24 @@
 """Runs: asking twice queues once, the queue is bounded, and a run that has ended stays as it ended."""
 
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 import pytest
 
 from forecasting.errors import LedgerError, QueueFullError
 from ledger import runs as runs_module
 from ledger.ledger import Ledger, open_ledger
+from ledger.runs import PATIENCE, EndState
 from tests.ledger.conftest import Ticking
+
+
+def begin(ledger: Ledger, job: str, end: EndState | None = None) -> str:
+    """Record a run by "me" that is under way, or has ended; return its key."""
+    key = ledger.runs.request(job, "command", "asked", f"{job}-{len(ledger.runs.list())}").key
+    assert ledger.runs.start(key, "me").state == "running"
+    if end is not None:
+        ledger.runs.finish(key, end)
+    return key
 
 
 def test_a_run_goes_from_the_queue_to_its_end_and_keeps_what_came_of_it(ledger: Ledger, clock: Ticking) -> None:
@@ -18,13 +28,13 @@ def test_a_run_goes_from_the_queue_to_its_end_and_keeps_what_came_of_it(ledger: 
     started = ledger.runs.start("monday", "worker-1")
     assert (started.state, started.worker, started.started_at) == ("running", "worker-1", clock.now)
     assert ledger.runs.queued() == []
-    assert ledger.runs.running("pumps") == [started]
+    assert ledger.runs.running("worker-1") == [started]
     ledger.runs.describe("monday", "data", "config")
     done = ledger.runs.finish("monday", "done", version="3", decision="promoted", reason="better")
     assert (done.data_digest, done.config_digest, done.version, done.reason) == ("data", "config", "3", "better")
     assert done.ended
     assert ledger.runs.get("monday") == ledger.runs.last_done("pumps") == done
-    assert ledger.runs.running("pumps") == []
+    assert ledger.runs.running("worker-1") == []
 
 
 def test_asking_twice_without_a_key_queues_one_run_of_a_job(ledger: Ledger) -> None:
@@ -41,7 +51,6 @@ def test_a_key_names_one_run_whatever_became_of_it(ledger: Ledger) -> None:
     ledger.runs.start("k1", "worker")
     failed = ledger.runs.finish("k1", "failed", error="no data")
     assert ledger.runs.request("pumps", "request", "asked again", "k1") == failed
-    assert ledger.runs.begin("pumps", "command", "asked", "k1", "me") == failed
     with pytest.raises(LedgerError, match="key 'k1' is that of a run of job 'pumps', not of 'fans'"):
         ledger.runs.request("fans", "request", "asked", "k1")
 
@@ -59,11 +68,11 @@ def test_the_queue_is_bounded(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(QueueFullError, match="2 retrainings wait already"):
         ledger.runs.request("c", "request", "asked")
     assert ledger.runs.request("a", "request", "asked").job == "a", "what is queued can still be asked for"
-    assert ledger.runs.begin("c", "command", "asked", None, "me").state == "running", "this one does not wait"
+    assert ledger.runs.request("c", "command", "asked").job == "c", "this one is run by who asks"
 
 
 def test_an_ended_run_stays_as_it_ended(ledger: Ledger) -> None:
-    key = ledger.runs.begin("pumps", "command", "asked", None, "me").key
+    key = begin(ledger, "pumps")
     done = ledger.runs.finish(key, "done", version="1")
     assert ledger.runs.finish(key, "failed", error="late news") == done
     assert ledger.runs.start(key, "another") == done
@@ -72,8 +81,7 @@ def test_an_ended_run_stays_as_it_ended(ledger: Ledger) -> None:
 
 
 def test_runs_are_listed_newest_first_by_job_and_state(ledger: Ledger) -> None:
-    keys = [ledger.runs.begin(job, "command", "asked", None, "me").key for job in ("a", "b", "a")]
-    ledger.runs.finish(keys[0], "failed", error="x")
+    keys = [begin(ledger, "a", "failed"), begin(ledger, "b"), begin(ledger, "a")]
     assert [run.key for run in ledger.runs.list()] == keys[::-1]
     assert [run.key for run in ledger.runs.list("a")] == [keys[2], keys[0]]
     assert [run.key for run in ledger.runs.list("a", "failed")] == [keys[0]]
@@ -82,17 +90,39 @@ def test_runs_are_listed_newest_first_by_job_and_state(ledger: Ledger) -> None:
     assert ledger.runs.get("nobody") is None
 
 
-def test_a_run_that_began_after_a_moment_is_found_unless_it_failed(ledger: Ledger, clock: Ticking) -> None:
+def test_a_run_is_skipped_when_another_of_its_job_began_later_and_is_done(ledger: Ledger) -> None:
     waiting = ledger.runs.request("pumps", "schedule", "tick", "tick")
-    assert ledger.runs.begun_since("pumps", waiting.requested_at, but="tick") is None
-    key = ledger.runs.begin("pumps", "command", "asked", None, "me").key
-    found = ledger.runs.begun_since("pumps", waiting.requested_at, but="tick")
-    assert found is not None
-    assert found.key == key
-    assert ledger.runs.begun_since("pumps", clock.now + timedelta(seconds=1), but="tick") is None
-    assert ledger.runs.begun_since("fans", waiting.requested_at, but="tick") is None
-    ledger.runs.finish(key, "failed", error="x")
-    assert ledger.runs.begun_since("pumps", waiting.requested_at, but="tick") is None
+    forced = ledger.runs.request("pumps", "request", "asked", "forced", force=True)
+    failed = begin(ledger, "pumps", "failed")
+    done = begin(ledger, "pumps", "done")
+    skipped = ledger.runs.start(waiting.key, "me")
+    assert (skipped.state, skipped.started_at) == ("skipped", None)
+    assert skipped.reason == f"run {done} of the same job began later and is done"
+    assert ledger.runs.start(forced.key, "me").state == "running"
+    ledger.runs.finish(forced.key, "failed", error="x")
+    assert ledger.runs.start(ledger.runs.request("pumps", "request", "asked").key, "me").state == "running"
+    assert failed != done
+
+
+def test_a_failed_run_overtakes_nobody(ledger: Ledger) -> None:
+    waiting = ledger.runs.request("pumps", "schedule", "tick", "tick")
+    begin(ledger, "pumps", "failed")
+    assert ledger.runs.start(waiting.key, "me").state == "running"
+
+
+def test_a_job_has_one_run_under_way_at_a_time_unless_its_worker_is_gone(ledger: Ledger, clock: Ticking) -> None:
+    first = begin(ledger, "pumps")
+    second = ledger.runs.request("pumps", "schedule", "tick", "tick")
+    assert ledger.runs.start(second.key, "you").state == "queued"
+    assert ledger.runs.start(begin(ledger, "fans"), "me").state == "running", "another job's"
+    assert ledger.runs.start(first, "you").worker == "me"
+    clock.now += PATIENCE
+    ledger.runs.touch(first)
+    assert ledger.runs.start(second.key, "you").state == "queued", "it gave a sign of life"
+    clock.now += PATIENCE
+    assert ledger.runs.start(second.key, "you").state == "running"
+    taken = ledger.runs.start(first, "you")
+    assert (taken.state, taken.worker) == ("running", "you")
 
 
 def test_jobs_are_known_until_they_are_forgotten(ledger: Ledger) -> None:

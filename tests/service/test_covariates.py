@@ -39,7 +39,9 @@ def loaded(
 ) -> LoadedModel:
     network = network or MLPSpec(input_size=SIZE, hidden_size=4)
     forecaster = build_forecaster("boiler", freq, network, horizon=HORIZON, covariates=covariates)
-    return LoadedModel("boiler", "1", "champion", "d", datetime.now(UTC), forecaster, parse_freq(freq))
+    return LoadedModel(
+        "boiler", "1", "champion", "d", datetime.now(UTC), forecaster, parse_freq(freq), "plant", "y"
+    )
 
 
 BOILER, PUMP = loaded(), loaded(CovariatesSpec())
@@ -333,7 +335,9 @@ def test_reasons_of_the_transform_and_of_the_covariates_are_joined() -> None:
     forecaster = build_forecaster(
         "boiler", "D", MLPSpec(input_size=SIZE), transform="log_return", covariates=COVARIATES
     )
-    model = LoadedModel("boiler", "1", "champion", "d", datetime.now(UTC), forecaster, parse_freq("D"))
+    model = LoadedModel(
+        "boiler", "1", "champion", "d", datetime.now(UTC), forecaster, parse_freq("D"), "plant", "y"
+    )
     prepared = ask({"y": [1.0, 2.0, -3.0, 4.0, 5.0], "static": {"site": "west"}, "future": None}, model=model, h=2)
     assert prepared.windows[0].reason == (
         "1 of the last 3 values are not above zero; log_return takes them as missing; "

@@ -22,7 +22,7 @@ FREQS = ["h", "15min", "D", "W", "W-WED", "MS", "ME", "2MS", "QE", "B", "XNYS", 
 
 def loaded(freq: str) -> LoadedModel:
     forecaster = build_forecaster("pump", freq)
-    return LoadedModel("pump", "1", "champion", "d", datetime.now(UTC), forecaster, parse_freq(freq))
+    return LoadedModel("pump", "1", "champion", "d", datetime.now(UTC), forecaster, parse_freq(freq), "plant", "y")
 
 
 MODELS = {freq: loaded(freq) for freq in FREQS}

@@ -1,0 +1,141 @@
+"""What waits to be brought to the ledger: files below home that only grow, and go when all of them was brought.
+
+A file is a line that names the format and then records: length, CRC-32, bytes. A record that a dying process wrote
+in part fails its check, and ends the file. Whoever writes or reads a file holds its lock, so that several services
+may share a home.
+"""
+
+import fcntl
+import logging
+import os
+import secrets
+import struct
+import threading
+import time
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import IO
+
+log = logging.getLogger("hindcast.recorder")
+
+FORMAT = b"hindcast-unwritten-1\n"
+LARGEST_FILE = 8 * 1024**2
+"""Bytes after which a new file is begun: a file is read as a whole."""
+
+_HEAD = struct.Struct("<II")
+
+
+class UnwrittenFiles:
+    """The files of one folder; one thread appends and one drains."""
+
+    def __init__(self, folder: Path, max_bytes: int) -> None:
+        self.folder = folder
+        self.max_bytes = max_bytes
+        self.nbytes = sum(path.stat().st_size for path in folder.glob("*.part"))
+        self._writing: IO[bytes] | None = None
+        self._lock = threading.Lock()
+
+    def append(self, records: Sequence[bytes]) -> bool:
+        """Put records on the disk, all or none; return False where there is no room.
+
+        Raises:
+            OSError: the disk refused.
+        """
+        content = b"".join(_HEAD.pack(len(one), zlib.crc32(one)) + one for one in records)
+        with self._lock:
+            if self.nbytes + len(content) > self.max_bytes:
+                return False
+            try:
+                file = self._file()
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            except OSError:
+                # What was written in part ends its file: the next records go to another.
+                self._close()
+                raise
+            self.nbytes += len(content)
+            if file.tell() > LARGEST_FILE:
+                self._close()
+        return True
+
+    def close(self) -> None:
+        """Let go of the file begun last: whoever comes next may bring it to the ledger."""
+        with self._lock:
+            self._close()
+
+    def is_empty(self) -> bool:
+        """Return whether nothing waits, as far as this process knows."""
+        return self.nbytes == 0
+
+    def drain(self) -> Iterator[list[bytes]]:
+        """Yield the records of each file, the oldest first; a file goes when the next one is asked for.
+
+        Who stops asking leaves the file there: its records are then yielded again, and what is brought to the
+        ledger twice is there once.
+        """
+        with self._lock:
+            self._close()
+        for path in sorted(self.folder.glob("*.part")):
+            with suppress(FileNotFoundError), path.open("rb") as file:
+                if _lock(file):
+                    yield _read(file.read(), path)
+                    path.unlink(missing_ok=True)
+        with self._lock:
+            self.nbytes = sum(path.stat().st_size for path in self.folder.glob("*.part"))
+
+    def _file(self) -> IO[bytes]:
+        if self._writing is None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            path = self.folder / f"{time.time_ns()}-{secrets.token_hex(4)}.part"
+            self._writing = path.open("xb")
+            _lock(self._writing)
+            self._writing.write(FORMAT)
+            _sync_folder(self.folder)
+        return self._writing
+
+    def _close(self) -> None:
+        if self._writing is not None:
+            with suppress(OSError):
+                self._writing.close()
+            self._writing = None
+
+
+def _read(content: bytes, path: Path) -> list[bytes]:
+    """Return the records of a file; one that begins otherwise is put aside."""
+    if FORMAT.startswith(content):
+        return []
+    if not content.startswith(FORMAT):
+        log.error("%s is of another format; it is put aside", path.name)
+        path.rename(path.with_suffix(".unreadable"))
+        return []
+    records, offset = [], len(FORMAT)
+    while offset < len(content):
+        head = content[offset : offset + _HEAD.size]
+        length, check = _HEAD.unpack(head) if len(head) == _HEAD.size else (0, None)
+        record = content[offset + _HEAD.size : offset + _HEAD.size + length]
+        if zlib.crc32(record) != check or len(record) != length:
+            log.warning("%s ends in a record that was written in part", path.name)
+            break
+        records.append(record)
+        offset += _HEAD.size + length
+    return records
+
+
+def _lock(file: IO[bytes]) -> bool:
+    """Take the file's lock for as long as it is open; return whether nobody else has it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

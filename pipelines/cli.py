@@ -239,10 +239,10 @@ def watch_command(
 
     Example: `hindcast watch /data/inbox --dataset plant`
     """
-    from pipelines import commands
+    from pipelines import filling
 
     layout = {"columns": columns, "static": static or [], "separator": separator, "decimal": decimal}
-    commands.watch(read_settings(), folder, dataset, layout, poll, settle, once)
+    filling.watch(read_settings(), folder, dataset, layout, poll, settle, once)
 
 
 @app.command("bridge")
@@ -273,10 +273,10 @@ def bridge_command(
 
     Example: `hindcast bridge mqtt --dataset plant --topic "plant/{unique_id}/value" --every 10s`
     """
-    from pipelines import commands
+    from pipelines import filling
 
     del kind
-    commands.bridge(read_settings(), dataset, topic, broker, columns, epoch, every, client_id)
+    filling.bridge(read_settings(), dataset, topic, broker, columns, epoch, every, client_id)
 
 
 @app.command("worker")

@@ -9,7 +9,6 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from types import SimpleNamespace
 from typing import Any, Literal
 
 import numpy as np
@@ -21,6 +20,7 @@ from sqlalchemy.engine import Engine, Row
 
 from forecasting.covariates import Covariates
 from forecasting.transforms import Transform
+from ledger.bulk import FEW
 from ledger.database import reading, writing
 from ledger.moments import to_microseconds, to_moment
 from ledger.schema import forecasts
@@ -28,6 +28,8 @@ from ledger.schema import forecasts
 FloatArray = NDArray[np.float64]
 StampArray = NDArray[np.datetime64]
 Role = Literal["champion", "shadow"]
+
+ISSUE_LOCK = 7_431_982
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,6 +107,53 @@ class ForecastStore:
             connection.execute(insert, [_to_row(forecast) for forecast in issued])
             return _count(connection, issued) - before
 
+    def append_once(self, issued: Sequence[IssuedForecast]) -> int:
+        """Keep forecasts whose `forecast_id` nobody has kept, at whatever position. Return how many are new."""
+        if not issued:
+            return 0
+        with writing(self._engine) as connection:
+            if connection.dialect.name == "postgresql":
+                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(ISSUE_LOCK)))
+            there = _kept(connection, [one.forecast_id for one in issued])
+            rows = [_to_row(one) for one in issued if one.forecast_id not in there]
+            if rows:
+                connection.execute(sa.insert(forecasts), rows)
+        return len(rows)
+
+    def kept(self, forecast_ids: Sequence[str]) -> set[str]:
+        """Return which of these answers the ledger holds."""
+        with reading(self._engine) as connection:
+            return _kept(connection, forecast_ids)
+
+    def unshadowed(
+        self, model: str, version: str, since: datetime, *, after: int = 0, limit: int = 500
+    ) -> list[IssuedForecast]:
+        """Return champions' forecasts beside which a version has made none yet, over the same steps, by number.
+
+        Args:
+            model: the registered model.
+            version: the version in the shadow.
+            since: the moment from which forecasts issued count.
+            after: the number of the forecast to go on after.
+            limit: how many at most.
+        """
+        beside = sa.alias(forecasts)
+        made = sa.exists().where(
+            beside.c.model == model,
+            beside.c.version == version,
+            *(beside.c[name] == forecasts.c[name] for name in ("unique_id", "cutoff", "horizon")),
+        )
+        return self._select(
+            forecasts.c.model == model,
+            forecasts.c.role == "champion",
+            forecasts.c.version != version,
+            forecasts.c.status != "fallback",
+            forecasts.c.issued_at >= to_microseconds(since),
+            forecasts.c.id > after,
+            ~made,
+            limit=limit,
+        )
+
     def find(self, forecast_id: str) -> list[IssuedForecast]:
         """Return every forecast of an answer, in its order; empty where there is none."""
         return self._select(forecasts.c.forecast_id == forecast_id)
@@ -178,6 +227,14 @@ def _stack(rows: Sequence[FloatArray | None]) -> FloatArray | None:
     return np.stack(given) if given else None
 
 
+def _kept(connection: sa.engine.Connection, forecast_ids: Sequence[str]) -> set[str]:
+    query = sa.select(forecasts.c.forecast_id)
+    parts = [forecast_ids[i : i + FEW] for i in range(0, len(forecast_ids), FEW)]
+    return {
+        found for part in parts for found in connection.scalars(query.where(forecasts.c.forecast_id.in_(part)))
+    }
+
+
 def _count(connection: sa.engine.Connection, issued: Sequence[IssuedForecast]) -> int:
     ids = {forecast.forecast_id for forecast in issued}
     query = sa.select(sa.func.count()).where(forecasts.c.forecast_id.in_(ids))
@@ -214,38 +271,11 @@ def _to_row(one: IssuedForecast) -> dict[str, Any]:
     }
 
 
-def pack_forecast(one: IssuedForecast) -> bytes:
-    """Write a forecast as bytes: a line of JSON, and the arrays behind it."""
-    row = _to_row(one)
-    arrays = {name: value for name, value in row.items() if isinstance(value, bytes)}
-    told = {name: value for name, value in row.items() if name not in arrays}
-    head = {"row": told, "arrays": [[name, len(value)] for name, value in arrays.items()]}
-    return json.dumps(head).encode() + b"\n" + b"".join(arrays.values())
-
-
-def unpack_forecast(packed: bytes) -> IssuedForecast:
-    """Return the forecast that was packed.
-
-    Raises:
-        ValueError: these are not the bytes of a forecast.
-    """
-    head, _, body = packed.partition(b"\n")
-    told = json.loads(head)
-    row, offset = dict(told["row"], id=None), 0
-    for name, length in told["arrays"]:
-        row[name] = body[offset : offset + length]
-        offset += length
-    try:
-        return _from_row(SimpleNamespace(**row))
-    except (AttributeError, zlib.error) as error:
-        raise ValueError(f"not a forecast: {error}") from error
-
-
 def _stamp(stamp: np.datetime64) -> int:
     return int(stamp.astype("datetime64[us]").astype(np.int64))
 
 
-def _from_row(row: Row[Any] | SimpleNamespace) -> IssuedForecast:
+def _from_row(row: Row[Any]) -> IssuedForecast:
     quantiles = np.frombuffer(row.quantiles, dtype="<f8")
     shape = (row.horizon, len(quantiles))
     adjustment = None if row.adjustment is None else np.frombuffer(row.adjustment, dtype="<f8").reshape(shape)

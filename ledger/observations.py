@@ -216,9 +216,13 @@ class ObservationStore:
             )
         return frame
 
-    def labels(self, dataset: str, *, as_of: datetime | None = None) -> dict[str, dict[str, str]]:
+    def labels(
+        self, dataset: str, *, unique_ids: Sequence[str] | None = None, as_of: datetime | None = None
+    ) -> dict[str, dict[str, str]]:
         """Return the names told of each series, as known at a moment: `{unique_id: {name: label}}`."""
         query = sa.select(labels).where(labels.c.dataset == dataset).order_by(labels.c.known_at)
+        if unique_ids is not None:
+            query = query.where(labels.c.unique_id.in_(unique_ids))
         if as_of is not None:
             query = query.where(labels.c.known_at <= to_microseconds(as_of))
         found: dict[str, dict[str, str]] = {}
@@ -275,6 +279,33 @@ class ObservationStore:
             for unique_id, parts in found.items()
         ]
         return summaries if limit is None else summaries[:limit]
+
+    def page(
+        self, dataset: str, *, column: str = TARGET, prefix: str = "", after: str = "", limit: int = 100
+    ) -> list[SeriesSummary]:
+        """Return some series that have a column, by name, beginning after one; costs what the page has.
+
+        `first` and `last` are of that column alone.
+        """
+        of_series = observations.c.series_id == series.c.id
+        query = (
+            sa.select(
+                series.c.unique_id,
+                sa.select(sa.func.min(observations.c.ds)).where(of_series).scalar_subquery().label("first"),
+                sa.select(sa.func.max(observations.c.ds)).where(of_series).scalar_subquery().label("last"),
+            )
+            .where(series.c.dataset == dataset, series.c.column == column, series.c.unique_id > after)
+            .where(series.c.unique_id.startswith(prefix, autoescape=True))
+            .order_by(series.c.unique_id)
+            .limit(limit)
+        )
+        with reading(self._engine) as connection:
+            rows = connection.execute(query).all()
+        return [
+            SeriesSummary(row.unique_id, (column,), np.datetime64(row.first, "us"), np.datetime64(row.last, "us"))
+            for row in rows
+            if row.first is not None
+        ]
 
     def last_known_at(self, dataset: str) -> datetime | None:
         """Return the moment something became known last; None for a dataset without observations."""

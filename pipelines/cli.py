@@ -9,7 +9,7 @@ Torch and MLflow take seconds to import, so a command imports what it runs when 
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from pydantic import ValidationError
@@ -245,6 +245,40 @@ def watch_command(
     commands.watch(read_settings(), folder, dataset, layout, poll, settle, once)
 
 
+@app.command("bridge")
+def bridge_command(
+    kind: Annotated[Literal["mqtt"], typer.Argument(metavar="KIND", help="mqtt, the one there is.")],
+    dataset: Dataset,
+    topic: Annotated[
+        list[str],
+        typer.Option(help="Topics, such as plant/{unique_id}/{column} or plant/+/value; may be repeated."),
+    ],
+    broker: Annotated[str, typer.Option(help="mqtt://user@host:1883, or mqtts:// for TLS.")] = "mqtt://127.0.0.1",
+    columns: Mapped = "",
+    epoch: Annotated[
+        Literal["s", "ms", "us"] | None,
+        typer.Option(help="Timestamps in messages are numbers since 1970, in this."),
+    ] = None,
+    every: Annotated[
+        str | None, typer.Option(help="Round the time of arrival down to this step, such as 10s or 1min.")
+    ] = None,
+    client_id: Annotated[
+        str | None, typer.Option(help="Name of the session at the broker. Default: hindcast- and the dataset.")
+    ] = None,
+) -> None:
+    """Carry the messages of an MQTT broker into the ledger until stopped, each at least once.
+
+    A message is a number, or JSON: an object with `y`, `ds` and further columns, or a list of them. It is
+    acknowledged when it is kept; a bad one is set aside with the reason, below HINDCAST_HOME.
+
+    Example: `hindcast bridge mqtt --dataset plant --topic "plant/{unique_id}/value" --every 10s`
+    """
+    from pipelines import commands
+
+    del kind
+    commands.bridge(read_settings(), dataset, topic, broker, columns, epoch, every, client_id)
+
+
 @app.command("worker")
 def worker_command(
     jobs: Annotated[Path | None, typer.Option(help="Folder of job files. Default: HINDCAST_JOBS_DIR.")] = None,
@@ -308,6 +342,59 @@ def replay_command(
         raise typer.Exit(1)
 
 
+@app.command("issue")
+def issue_command(
+    job: Annotated[str, typer.Argument(metavar="JOB|MODEL", help="A job file, or the name of a model.")],
+) -> None:
+    """Forecast every series of a model at its newest cutoff, from the ledger alone, and keep the forecasts.
+
+    By the champion, and at the same cutoffs by the version in the shadow, if there is one; that version also
+    forecasts what the service was asked meanwhile. Asked again, only what is new is forecast.
+
+    Example: `hindcast issue jobs/pumps.yaml`
+    """
+    from pipelines import commands
+
+    commands.issue_forecasts(read_settings(), job)
+
+
+@app.command("score")
+def score_command(
+    model: Annotated[
+        str | None, typer.Argument(metavar="[MODEL]", help="Whose scores to print. Default: all.")
+    ] = None,
+    retain: Annotated[
+        float | None, typer.Option(min=0, help="Retire forecasts issued more days ago; sums of their scores stay.")
+    ] = None,
+    by: Annotated[
+        list[str] | None, typer.Option(help="Print a row for each unique_id or step too; may be repeated.")
+    ] = None,
+) -> None:
+    """Score every forecast whose truth has arrived, adjust intervals by it, and print how right the models were.
+
+    Example: `hindcast score pumps --by step --retain 90`
+    """
+    from pipelines import commands
+
+    commands.score_forecasts(read_settings(), model, retain, by or [])
+
+
+@app.command("check")
+def check_command(
+    job: JobFile,
+    request: Annotated[bool, typer.Option("--request", help="Queue the retraining for a worker.")] = False,
+) -> None:
+    """Look for reasons to retrain a job besides the clock: its `triggers:`.
+
+    Live skill below the gate's margin, coverage out of band, drift of what is observed, enough new data.
+
+    Example: `hindcast check jobs/pumps.yaml --request`
+    """
+    from pipelines import commands
+
+    commands.check_job(read_settings(), job, request=request)
+
+
 @app.command("models")
 def models_command() -> None:
     """List the registered models: versions, aliases, and why each was promoted or not.
@@ -355,6 +442,20 @@ def rollback_command(
     from pipelines.override import Override
 
     commands.roll_back(read_settings(), model, Override(reason, user, unrecorded=unrecorded))
+
+
+@app.command("trial")
+def trial_command(job: JobFile) -> None:
+    """Judge the version in a job's shadow by what it and the champion forecast live at the same cutoffs.
+
+    A challenger on trial is promoted when the evidence suffices, and a new champion that is worse than the one
+    before it makes way. Run it after `hindcast score`; it may be run as often as you like.
+
+    Example: `hindcast trial jobs/co2.yaml`
+    """
+    from pipelines import commands
+
+    commands.judge_job(read_settings(), job)
 
 
 @app.command("decisions")

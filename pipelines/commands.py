@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import platform
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, redirect_stdout
@@ -33,6 +34,7 @@ from pipelines.console import out, print_forecast, print_leaderboard, print_tabl
 from pipelines.fanout import map_tasks
 from pipelines.folder import FileLayout, FolderWatch
 from pipelines.ingest import ingest_job, tell_refusals
+from pipelines.issue import issue
 from pipelines.override import Override, promote_by_hand, roll_back_by_hand
 from pipelines.recorded import describe, retrain_recorded
 from pipelines.replay import replay
@@ -40,8 +42,11 @@ from pipelines.report import Reporter
 from pipelines.retrain import Outcome, backtest, backtest_of, train
 from pipelines.run import Run, new_run, use_threads
 from pipelines.schedule import Worker, find_jobs
+from pipelines.score import score_matured
 from pipelines.search import search, show_setting
 from pipelines.settings import PipelineSettings
+from pipelines.trial import Court, judge_shadow, note_in
+from pipelines.triggers import check_triggers, request_retraining
 from training.figures import (
     error_by_step_figure,
     forecast_figure,
@@ -52,8 +57,10 @@ from training.figures import (
 from training.job import SearchConfig, load_job
 from training.sources import AnySource
 from training.sources.base import SourceContext
+from training.tracking import Tracker
 
 BEST_TRIALS = 5
+MOST_LEFT_OUT = 10
 
 
 def train_job(settings: PipelineSettings, job: Path) -> None:
@@ -347,6 +354,44 @@ def watch(
         raise InputError(f"{tally.rejected} files were rejected; the reasons are in {folder / 'rejected'}")
 
 
+def bridge(
+    settings: PipelineSettings,
+    dataset: str,
+    topics: Sequence[str],
+    broker: str,
+    columns: str,
+    epoch: str | None,
+    every: str | None,
+    client_id: str | None,
+) -> None:
+    """Carry messages until stopped.
+
+    Raises:
+        InputError: something cannot be meant as it is written, or paho-mqtt is not installed.
+        SourceError: the broker refuses this client.
+    """
+    try:
+        from pipelines.bridge import Bridge, BridgeConfig, parse_broker, parse_every, parse_topic
+    except ImportError as error:
+        raise InputError("the bridge needs paho-mqtt: pip install hindcast[mqtt]") from error
+    password = None if settings.mqtt_password is None else settings.mqtt_password.get_secret_value()
+    config = BridgeConfig(
+        parse_broker(broker, password),
+        tuple(map(parse_topic, topics)),
+        check_dataset(dataset),
+        client_id or f"hindcast-{dataset}",
+        parse_columns(columns),
+        epoch,
+        None if every is None else parse_every(every),
+    )
+    with reporting() as reporter, closing(open_ledger(settings.ledger)) as ledger:
+        bridge = Bridge(config, ledger, reporter, settings.home / "bridge" / f"{dataset}.rejected.ndjson")
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: bridge.stop())
+        bridge.run()
+    out.print(f"{dataset}: {bridge.kept:,} rows kept, {bridge.refused:,} refused", markup=False)
+
+
 def parse_columns(text: str) -> dict[str, str]:
     """Read `unique_id=sensor,ds=time`: what a column is, and its name.
 
@@ -440,6 +485,56 @@ def replay_forecast(settings: PipelineSettings, forecast_id: str, threads: int, 
     return False
 
 
+def score_forecasts(
+    settings: PipelineSettings, model: str | None, retain: float | None, by: Sequence[str]
+) -> None:
+    """Score what has matured, retire what is old where asked to, and print how right the models were."""
+    with closing(open_ledger(settings.ledger)) as ledger, reporting() as reporter:
+        done = score_matured(ledger, progress=reporter.count("scored"))
+        retired = 0 if retain is None else ledger.scores.retain(retain)
+        rows = ledger.scores.summary(model=model, by=("model", "version", "role", *by))
+    looked = f"{done.forecasts:,} forecasts looked at, {done.scores:,} scores written, intervals adjusted for "
+    out.print(f"{looked}{done.adjusted:,} series{f', {retired:,} retired' if retired else ''}", markup=False)
+    if rows:
+        table = [["" if value is None else _short(value) for value in row.values()] for row in rows]
+        print_table("scores against the latest actual", list(rows[0]), table)
+
+
+def _short(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def issue_forecasts(settings: PipelineSettings, job: str) -> None:
+    """Forecast every series of a model from the ledger, and print how many forecasts are new."""
+    path = Path(job)
+    model = load_job(path).name if path.suffix in (".yaml", ".yml") else job
+    with closing(open_ledger(settings.ledger)) as ledger, reporting() as reporter:
+        done = issue(ledger, open_registry(settings.registry), model, progress=reporter.count("series"))
+    for problem in list(done.left_out.values())[:MOST_LEFT_OUT]:
+        out.print(f"left out: {problem}", markup=False)
+    if len(done.left_out) > MOST_LEFT_OUT:
+        out.print(f"left out: {len(done.left_out) - MOST_LEFT_OUT} more series", markup=False)
+    out.print(
+        f"{model}: {done.champion} forecasts issued by the champion, {done.shadow} by the shadow, "
+        f"{done.beside} beside what the service issued",
+        markup=False,
+    )
+
+
+def check_job(settings: PipelineSettings, job: Path, *, request: bool) -> None:
+    """Print every reason to retrain a job, and queue the retraining where asked to."""
+    config = load_job(job)
+    with closing(open_ledger(settings.ledger)) as ledger:
+        found = check_triggers(config, ledger, open_registry(settings.registry))
+        run = request_retraining(config, ledger, found) if request else None
+    for trigger in found:
+        out.print(f"{config.name}: {trigger.kind}: {trigger.cause}", markup=False)
+    if not found:
+        out.print(f"{config.name}: no reason to retrain", markup=False)
+    if run is not None:
+        out.print(f"queued as run {run.key}", markup=False)
+
+
 def list_models(settings: PipelineSettings) -> None:
     """Print every version of every model."""
     registry = open_registry(settings.registry)
@@ -466,6 +561,17 @@ def roll_back(settings: PipelineSettings, model: str, override: Override) -> Non
     """Return to the champion before this one, and record who did it and why."""
     champion = roll_back_by_hand(settings, model, override)
     out.print(f"{model} version {champion.version} is the champion again", markup=False)
+
+
+def judge_job(settings: PipelineSettings, job: Path) -> None:
+    """Judge the version in a job's shadow, and print what came of it."""
+    text, config = job.read_text(encoding="utf-8"), load_job(job)
+    with closing(open_ledger(settings.ledger)) as ledger:
+        tracker = Tracker(settings.tracking, config, text)
+        court = Court(open_registry(settings.registry), ledger.decisions, ledger.scores, note_in(tracker))
+        decision = judge_shadow(court, config)
+    told = "nobody is in the shadow" if decision is None else f"{decision.action}: {decision.reason}"
+    out.print(f"{config.name}: {told}", markup=False)
 
 
 def list_decisions(settings: PipelineSettings, model: str | None, limit: int, *, as_json: bool) -> None:

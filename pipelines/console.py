@@ -1,7 +1,7 @@
 """What the command line prints: tables and progress bars on a terminal, plain lines elsewhere."""
 
 import math
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +47,19 @@ class ConsoleReporter:
     def done(self, candidate: str) -> None:
         if self._progress is not None and candidate in self._tasks:
             self._progress.remove_task(self._tasks.pop(candidate))
+
+    def count(self, what: str) -> Callable[[int, int], None]:
+        """Return what is told how many of something are done, and how many there are."""
+
+        def show(done: int, of: int) -> None:
+            if self._progress is None:
+                self.say(f"{what}: {done:,} of {of:,}")
+                return
+            if what not in self._tasks:
+                self._tasks[what] = self._progress.add_task(what, total=of)
+            self._progress.update(self._tasks[what], completed=done)
+
+        return show
 
 
 @contextmanager

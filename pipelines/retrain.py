@@ -39,6 +39,9 @@ from forecasting.networks import QuantileNetwork
 from forecasting.registry import (
     CHALLENGER,
     SHADOW,
+    TAG_DATASET,
+    TAG_ONLINE_INTERVALS,
+    TAG_TARGET,
     ModelVersion,
     champion_or_none,
     load_version,
@@ -49,17 +52,18 @@ from forecasting.registry import (
 from forecasting.spec import BASELINE_KINDS, ForecasterSpec
 from ledger.decisions import GATE, DecisionStore, RecordedDecision
 from pipelines.fanout import map_tasks, open_fan_out
-from pipelines.load import load_data
+from pipelines.load import dataset_of, load_data
 from pipelines.promotion import VERDICTS, Account, Action, Decision, Evidence, decide
 from pipelines.report import Reporter
 from pipelines.run import Run
-from pipelines.trial import tags_of
+from pipelines.trial import TAG_TRACKING_RUN, tags_of
 from training.backtest import Backtest, leaderboard, run_backtest, validation_cutoffs
 from training.baselines import fit_baseline
 from training.calibrate import calibrate
 from training.fit import FittingFactory, Log, fit, log_nothing
 from training.job import JobConfig, TrainingConfig
 from training.partitioned import LocalResult, LocalRound, partitioned, train_round, write_partitions
+from training.sources.ledger import LedgerSource
 from training.windows import Windows
 
 TAG_RUN_KEY = "hindcast.run_key"
@@ -222,6 +226,8 @@ def _carrying_through(run: Run) -> Iterator[None]:
 
 def open_tracking(run: Run) -> str:
     """Open the parent run in MLflow and return its id."""
+    # Notes of an attempt that was given up speak of runs below another parent.
+    shutil.rmtree(run.folder / "fitted", ignore_errors=True)
     return run.tracker.start_training(run.panel, {TAG_RUN_KEY: run.key})
 
 
@@ -515,17 +521,27 @@ def publish_best(run: Run, parent: str, report: Report) -> str:
         run.tracker.finish_training(parent, leaderboard(report["scores"], run.job.gate.metric), best)
         tags = {
             TAG_RUN_KEY: run.key,
+            TAG_DATASET: dataset_of(run.job),
+            TAG_TARGET: run.job.target.column,
             "hindcast.candidate": best,
             TAG_TRAINING: _training_digest(run, best),
+            **ledger_tags(run.job),
             "hindcast.data_digest": run.panel.digest(),
             "hindcast.data_end": str(run.panel.ds[-1]),
-            "hindcast.tracking_run": parent,
+            TAG_TRACKING_RUN: parent,
             **{f"hindcast.test_{key}": f"{value:.6g}" for key, value in report["scores"][best].items()},
         }
         version = run.registry.publish(name, run.artifact(best), tags, parent)
     run.registry.set_alias(name, CHALLENGER, version.version)
     run.reporter.say(f"{name}: {best} is version {version.version}")
     return version.version
+
+
+def ledger_tags(job: JobConfig) -> dict[str, str]:
+    """Return what a version has to tell of the ledger: where its series are, and how its forecasts are issued."""
+    dataset = job.source.dataset if isinstance(job.source, LedgerSource) else job.name
+    online = "true" if job.online_intervals else "false"
+    return {TAG_DATASET: dataset, TAG_TARGET: job.target.column, TAG_ONLINE_INTERVALS: online}
 
 
 def _published(run: Run) -> ModelVersion | None:

@@ -302,8 +302,10 @@ class Worker:
     def _record_tick(self, job: JobConfig, tick: datetime | str) -> str:
         """Note in the ledger, once, that a tick asks for a run, and return its key."""
         key = _run_key(job.name, tick)
-        late = self.ledger.clock() - pd.Timestamp(tick) > LATE
-        cause = f"the tick of {tick}" + (", which is late: no worker was there or free to run it" if late else "")
+        late = self.ledger.clock() - _moment(tick) > LATE
+        cause = f"the tick of {_moment(tick)}" + (
+            ", which is late: no worker was there or free to run it" if late else ""
+        )
         force = job.schedule is not None and job.schedule.force
         self.ledger.runs.request(job.name, "schedule", cause, key, force=force)
         return key
@@ -378,7 +380,12 @@ def read_job(path: Path) -> str:
 
 
 def _run_key(name: str, tick: datetime | str) -> str:
-    return f"{name}-{re.sub(r'[^0-9T]', '', str(tick).replace(' ', 'T'))}"
+    return f"{name}-{re.sub(r'[^0-9T]', '', str(_moment(tick)).replace(' ', 'T'))}"
+
+
+def _moment(tick: datetime | str) -> datetime:
+    """Return a tick in UTC, in whichever of two ways the scheduler wrote it."""
+    return pd.Timestamp(tick).tz_convert("UTC").to_pydatetime()
 
 
 def _key_of(found: WorkflowStatus) -> str:
@@ -399,7 +406,7 @@ def is_session_day(job: JobConfig, tick: datetime | str) -> bool:
 def is_due(job: JobConfig, tick: datetime | str) -> bool:
     """Return whether a tick counts: on a session day, or at the very moment after a close."""
     timetable = timetable_of(job)
-    return timetable is None or timetable.is_due(pd.Timestamp(tick).to_pydatetime())
+    return timetable is None or timetable.is_due(_moment(tick))
 
 
 def _local_time(job: JobConfig, tick: datetime | str) -> pd.Timestamp:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -30,6 +30,7 @@ class PipelineSettings(BaseSettings):
         "",
         description="Ledger of observations and forecasts (sqlite:/// or postgresql://). Default: SQLite in home.",
     )
+    mqtt_password: SecretStr | None = Field(None, description="Password of the user in the MQTT broker's address.")
     jobs_dir: Path = Field(Path("jobs"), description="Folder of the job files the worker schedules.")
     worker_id: str = Field(
         "worker",

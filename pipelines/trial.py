@@ -33,8 +33,12 @@ from forecasting.registry import (
 from ledger.decisions import GATE, TRIAL, DecisionStore, RecordedDecision
 from pipelines.promotion import VERDICTS, Decision, Live, judge_trial, judge_watch
 from training.job import GateMetric, JobConfig
+from training.tracking import Tracker
 
 log = logging.getLogger("hindcast")
+
+TAG_TRACKING_RUN = "hindcast.tracking_run"
+"""The training run in MLflow that a version came from."""
 
 LAST_CUTOFF = "last_cutoff"
 """In a decision's numbers: the newest cutoff it has seen."""
@@ -56,6 +60,17 @@ Note = Callable[[ModelVersion, Decision], None]
 def note_nowhere(version: ModelVersion, decision: Decision) -> None:
     """Tell nobody."""
     del version, decision
+
+
+def note_in(tracker: Tracker) -> Note:
+    """Return who writes decisions to the training run a version came from."""
+
+    def note(version: ModelVersion, decision: Decision) -> None:
+        run_id = version.tags.get(TAG_TRACKING_RUN)
+        if run_id is not None:
+            tracker.decide(run_id, tags_of(decision))
+
+    return note
 
 
 @dataclass(frozen=True)

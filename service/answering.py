@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from forecasting import conformal
 from forecasting.forecaster import summarise
+from service.answered import Answered
 from service.histories import Prepared, Window, prepare
+from service.ledger_histories import LedgerForecastRequest, build_request, note_age, read_history
 from service.parsing import parse_request
-from service.recorder import Answered
 from service.runtime import Runtime
 from service.schemas import ForecastAnswer, SeriesForecast
 
@@ -39,6 +40,23 @@ async def answer(body: bytes, runtime: Runtime) -> bytes:
     prepared = await asyncio.to_thread(_decode, body, runtime)
     forecast = await runtime.infer(lambda: _predict(prepared, runtime))
     return await asyncio.to_thread(_encode, forecast)
+
+
+async def answer_from_ledger(asked: LedgerForecastRequest, runtime: Runtime) -> bytes:
+    """Forecast one series from what the ledger knows of it.
+
+    Raises:
+        ProblemError: the request was refused, or the ledger does not answer.
+    """
+    model = runtime.model(asked.model)
+    moment = runtime.ledger_link.clock() if asked.as_of is None else asked.as_of
+    history = await runtime.ask_ledger(lambda ledger: read_history(ledger, model, asked, moment))
+
+    def forecast() -> bytes:
+        prepared = prepare(build_request(asked, history), model, runtime.settings)
+        return _encode(_predict(note_age(prepared, moment), runtime))
+
+    return await runtime.infer(forecast)
 
 
 def _decode(body: bytes, runtime: Runtime) -> Prepared:

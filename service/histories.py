@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from forecasting.calendar import OFF_GRID, Calendar, format_timestamp
 from forecasting.covariates import Covariates
-from forecasting.errors import InputError
+from forecasting.errors import CalendarError, InputError
 from forecasting.forecaster import format_level, interval_bounds
 from forecasting.spec import ForecasterSpec
 from forecasting.transforms import apply_transform
@@ -320,3 +320,13 @@ def _steps(calendar: Calendar, start: pd.Timestamp, periods: int) -> pd.Datetime
     if len(steps) < periods or steps[-1].year > 9999:
         raise InputError(f"{periods} steps of {calendar.freq} from {start} reach beyond the year 9999")
     return steps
+
+
+def first_step(calendar: Calendar) -> pd.Timestamp:
+    """Return a step of the calendar in 2024, for what needs any."""
+    for day in pd.date_range("2024-01-01", periods=400):
+        try:
+            return calendar.range(day, 1)[0]
+        except CalendarError:
+            continue
+    raise CalendarError(f"freq {calendar.freq} has no step in 2024")

@@ -1,14 +1,24 @@
-"""How a body gets in: of a kind that is taken, within its size and its time, counted while it arrives."""
+"""How a body gets in: of a kind that is taken, within its size and its time; and text and moments of a query."""
 
 import asyncio
 from collections.abc import Sequence
+from datetime import UTC, datetime
 
 from starlette.requests import Request
 
-from service.problems import BODY_TIMEOUT, BODY_TOO_LARGE, UNSUPPORTED_MEDIA_TYPE, ProblemError
+from service.problems import (
+    BODY_TIMEOUT,
+    BODY_TOO_LARGE,
+    UNSUPPORTED_MEDIA_TYPE,
+    FieldError,
+    ProblemError,
+    refuse,
+)
 from service.settings import ServiceSettings
 
 JSON = "application/json"
+FIRST_YEAR, LAST_YEAR = 1800, 2199
+"""As timestamps of series have it."""
 
 
 async def read_json_body(request: Request, settings: ServiceSettings) -> bytes:
@@ -63,3 +73,22 @@ async def _read_body(request: Request, limit: int) -> bytes:
 def _too_large(limit: int) -> ProblemError:
     detail = f"the body is larger than {limit} bytes, the most this service takes"
     return ProblemError(BODY_TOO_LARGE, detail, headers={"connection": "close"})
+
+
+def clean_text(sent: str) -> str:
+    """Return text that a database can compare: no name has a NUL, so what replaces it finds nothing either."""
+    return sent.replace("\0", "\ufffd")
+
+
+def parse_moment(name: str, sent: datetime | None) -> datetime | None:
+    """Return a moment of the query with a time zone: UTC unless it says otherwise.
+
+    Raises:
+        ProblemError: the year is not possible.
+    """
+    if sent is None:
+        return None
+    if not FIRST_YEAR <= sent.year <= LAST_YEAR:
+        detail = f"{name} is in the year {sent.year}; expected {FIRST_YEAR} to {LAST_YEAR}"
+        raise refuse([FieldError(path=f"query.{name}", detail=detail)])
+    return sent if sent.tzinfo is not None else sent.replace(tzinfo=UTC)

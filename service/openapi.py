@@ -8,13 +8,12 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import pandas as pd
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
-from forecasting.calendar import Calendar, format_timestamp
-from forecasting.errors import CalendarError
+from forecasting.calendar import format_timestamp
+from service.histories import first_step
 from service.model_slot import LoadedModel, ModelSlots
 from service.problems import INVALID_REQUEST, MEDIA_TYPE, FieldError, Kind, Problem, describe
 from service.schemas import ForecastRequest, NotReady, ObservationsRequest
@@ -111,7 +110,7 @@ def _request_body(slots: ModelSlots) -> JsonObject:
 
 def example_request(model: LoadedModel) -> JsonObject:
     """Build a request the model can answer: a season that grows, exactly as long as the model needs."""
-    start = _first_step(model.calendar)
+    start = first_step(model.calendar)
     season = max(model.spec.season_length, 5)
     steps = range(model.spec.input_size)
     y = [round(100 + 5 * math.sin(2 * math.pi * i / season) + 0.1 * i, 2) for i in steps]
@@ -136,12 +135,3 @@ def _example_covariates(model: LoadedModel) -> JsonObject:
         "static": statics,
     }
     return {field: known for field, known in covariates.items() if known}
-
-
-def _first_step(calendar: Calendar) -> pd.Timestamp:
-    for day in pd.date_range("2024-01-01", periods=400):
-        try:
-            return calendar.range(day, 1)[0]
-        except CalendarError:
-            continue
-    raise CalendarError(f"freq {calendar.freq} has no step in 2024")

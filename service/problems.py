@@ -44,6 +44,20 @@ NOT_FOUND = Kind(
     "there is nothing at this address; /docs lists what there is",
 )
 UNKNOWN_MODEL = Kind("unknown-model", 404, "No such model", "no model is named 'pumps'; known: co2, pump")
+UNKNOWN_SERIES = Kind(
+    "unknown-series",
+    404,
+    "No such series",
+    "the ledger has no observation of series 'pump-9' in dataset 'pumps'",
+)
+UNKNOWN_JOB = Kind("unknown-job", 404, "No such job", "no worker runs a job named 'pumps'; known: co2, sp500")
+UNKNOWN_RUN = Kind("unknown-run", 404, "No such run", "job 'co2' has no run 'tuesday'")
+KEY_TAKEN = Kind(
+    "key-taken",
+    409,
+    "The key names another run",
+    "the key 'tuesday' is that of a run of job 'co2', not of 'sp500'",
+)
 METHOD_NOT_ALLOWED = Kind(
     "method-not-allowed", 405, "The address does not answer this method", "GET is not answered here; POST is"
 )
@@ -87,12 +101,22 @@ LEDGER_UNAVAILABLE = Kind(
     "The ledger does not answer",
     "the ledger's postgresql database does not answer: connection refused",
 )
+QUEUE_FULL = Kind(
+    "queue-full",
+    503,
+    "Too many retrainings wait",
+    "100 retrainings wait already, which is the most there may be; ask again later",
+)
 
 KINDS = (
     MALFORMED_JSON,
     BAD_REQUEST,
     NOT_FOUND,
     UNKNOWN_MODEL,
+    UNKNOWN_SERIES,
+    UNKNOWN_JOB,
+    UNKNOWN_RUN,
+    KEY_TAKEN,
     METHOD_NOT_ALLOWED,
     BODY_TIMEOUT,
     BODY_TOO_LARGE,
@@ -103,6 +127,7 @@ KINDS = (
     NOT_READY,
     OVERLOADED,
     LEDGER_UNAVAILABLE,
+    QUEUE_FULL,
 )
 
 

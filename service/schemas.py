@@ -200,6 +200,88 @@ class ModelList(BaseModel):
     models: list[ModelInfo]
 
 
+class LedgerSeries(BaseModel):
+    """A series the ledger has observations of."""
+
+    unique_id: str
+    first: str = Field(description="Timestamp of the first observation.")
+    last: str = Field(description="Timestamp of the last observation.")
+
+
+class LedgerSeriesList(BaseModel):
+    """Series of the dataset a model reads, by name."""
+
+    model: str
+    dataset: str = Field(description="The ledger's dataset the model reads.")
+    series: list[LedgerSeries]
+    next: str | None = Field(description="Ask again with this as `after`; null when there are no more.")
+
+
+class Accuracy(BaseModel):
+    """How right some forecasts were; null where a figure cannot be told."""
+
+    model: str | None = Field(None, description="Null where models are taken together; so are the next four.")
+    version: str | None = None
+    role: str | None = Field(None, description="champion, or shadow: issued beside the champion, for nobody.")
+    unique_id: str | None = None
+    step: int | None = Field(None, description="Steps after the cutoff, counted from 1.")
+    n: int = Field(description="Steps that were forecast and then observed.")
+    mae: float | None = Field(description="Mean absolute error.")
+    mase: float | None = Field(
+        description="Mean absolute error over that of the seasonal naive issued at the same cutoffs."
+    )
+    skill: float | None = Field(description="One less mase: above 0 is better than the seasonal naive.")
+    crps: float | None = Field(description="Continuous ranked probability score: the whole distribution's error.")
+    coverage: dict[str, float | None] = Field(
+        description="By level, the share of what was observed that lay inside the interval."
+    )
+
+
+class AccuracyList(BaseModel):
+    """How right forecasts were, group by group."""
+
+    rows: list[Accuracy]
+
+
+class JobInfo(BaseModel):
+    """A job, as the workers that run it know it."""
+
+    job: str
+    schedule: str | None = Field(description="When it is retrained; null for only when asked.")
+    next_tick: datetime | None = Field(description="When it is due next.")
+    config_digest: str = Field(description="SHA-256 of its job file.")
+    updated_at: datetime
+
+
+class JobList(BaseModel):
+    """Every job a worker runs."""
+
+    jobs: list[JobInfo]
+
+
+class RunInfo(BaseModel):
+    """One retraining, from the moment it was asked for."""
+
+    job: str
+    key: str = Field(description="Names the run.")
+    state: Literal["queued", "running", "done", "skipped", "failed"]
+    trigger: str = Field(description="What asked: schedule, request, command, skill, coverage, drift, new_data.")
+    cause: str = Field(description="Why it was asked for.")
+    requested_at: datetime
+    started_at: datetime | None
+    ended_at: datetime | None
+    version: str | None = Field(description="The version it published.")
+    decision: str | None = Field(description="What the gate said of that version.")
+    reason: str | None = Field(description="Why that was decided, or why the run was skipped.")
+    error: str | None = Field(description="What it failed with.")
+
+
+class RunList(BaseModel):
+    """Retrainings, the newest first."""
+
+    runs: list[RunInfo]
+
+
 class Observation(BaseModel):
     """One observation; every further field is a column of values."""
 

@@ -114,7 +114,8 @@ class Tracker:
 
     @translated(STORE)
     def _open_candidate(self, name: str, tags: Mapping[str, str]) -> str:
-        self._close_leftovers(tags)
+        # One that finished, and whose training was killed before anyone took note, is not the one that counts.
+        self._close_leftovers(tags, ("RUNNING", "FINISHED"))
         run = self._client.create_run(self._experiment_id, run_name=name, tags=dict(tags))
         return str(run.info.run_id)
 
@@ -165,10 +166,10 @@ class Tracker:
         """Close the child runs that processes which were ended left open."""
         self._close_leftovers({"mlflow.parentRunId": parent})
 
-    def _close_leftovers(self, tags: Mapping[str, str]) -> None:
+    def _close_leftovers(self, tags: Mapping[str, str], states: Sequence[str] = ("RUNNING",)) -> None:
         query = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
         for run in self._client.search_runs([self._experiment_id], query):
-            if run.info.status == "RUNNING":
+            if run.info.status in states:
                 self._close_leftovers({"mlflow.parentRunId": str(run.info.run_id)})
                 self._client.set_terminated(run.info.run_id, "KILLED")
 

@@ -3,10 +3,12 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 
 import httpx
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 import uvicorn
@@ -26,6 +28,7 @@ from forecasting.spec import (
     quantiles_for,
 )
 from forecasting.transforms import Transform
+from ledger.ledger import open_ledger
 from service.app import create_app
 from service.settings import ServiceSettings
 
@@ -160,6 +163,10 @@ def shared_app(forecasters: dict[str, Forecaster], tmp_path_factory: pytest.Temp
     registry = DirectoryRegistry(folder / "registry")
     for forecaster in forecasters.values():
         publish_into(registry, folder)(forecaster)
+    with closing(open_ledger(f"sqlite:///{folder}/home/ledger.db")) as ledger:
+        ds = pd.date_range("2024-01-01", periods=30, freq="h").as_unit("us")
+        ledger.observations.append("pump", pd.DataFrame({"unique_id": "pump-7", "ds": ds, "y": np.arange(30.0)}))
+        ledger.runs.set_job("co2", "c0ffee", "every Monday at 06:00", None)
     settings = ServiceSettings(
         registry_uri=str(registry.root), home=folder / "home", max_series=50, max_length=2000, max_levels=4
     )

@@ -112,6 +112,14 @@ ROUTES = [
     ("POST", "/v1/observations"),
     ("GET", "/v1/models"),
     ("GET", "/v1/models/{model}"),
+    ("GET", "/v1/models/{model}/series"),
+    ("GET", "/v1/models/{model}/series/{unique_id}/forecast"),
+    ("GET", "/v1/accuracy"),
+    ("GET", "/v1/jobs"),
+    ("GET", "/v1/jobs/{job}"),
+    ("GET", "/v1/jobs/{job}/runs"),
+    ("GET", "/v1/jobs/{job}/runs/{key}"),
+    ("POST", "/v1/jobs/{job}/retrain"),
     ("GET", "/health/live"),
     ("GET", "/health/ready"),
     ("GET", "/metrics"),
@@ -172,3 +180,27 @@ def test_requests_to_real_models_are_answered_or_refused_as_it_says(
         return case
 
     hold(cases(), 60)
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/v1/models/{model}/series"),
+        ("GET", "/v1/models/{model}/series/{unique_id}/forecast"),
+        ("GET", "/v1/jobs/{job}/runs"),
+        ("POST", "/v1/jobs/{job}/retrain"),
+    ],
+)
+def test_questions_about_what_the_ledger_knows_are_answered_or_refused_as_it_says(
+    api_schema: BaseSchema, method: str, path: str
+) -> None:
+    """The same with the names of what is in the ledger: only the rest is made up."""
+    known = {"model": "pump", "unique_id": "pump-7", "job": "co2"}
+
+    @st.composite
+    def cases(draw: st.DrawFn) -> Case:
+        case = draw(api_schema[path][method].as_strategy())
+        case.path_parameters = {name: known[name] for name in case.path_parameters}
+        return case
+
+    hold(cases(), 25)

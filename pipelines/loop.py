@@ -20,7 +20,6 @@ from forecasting.errors import (
 )
 from forecasting.registry import (
     SHADOW,
-    ModelVersion,
     Registry,
     champion_or_none,
     open_registry,
@@ -33,10 +32,9 @@ from pipelines.load import dataset_of
 from pipelines.promotion import Decision
 from pipelines.score import ScoreReport, score_matured
 from pipelines.settings import PipelineSettings
-from pipelines.trial import Court, Note, judge_shadow, note_in
+from pipelines.trial import Court, judge_shadow, note_in
 from pipelines.triggers import Trigger, check_triggers, request_retraining
 from training.job import JobConfig, load_job
-from training.tracking import Tracker
 
 log = logging.getLogger("hindcast")
 
@@ -115,7 +113,7 @@ def take_turn(loop: Loop, job: JobConfig) -> Turn:
     if loop._seen.get(job.name) == state and resolve_or_none(loop.registry, job.name, SHADOW) is None:
         return Turn(job.name)
     issued = issue(loop.ledger, loop.registry, job.name)
-    court = Court(loop.registry, loop.ledger.decisions, loop.ledger.scores, _note_for(loop, job))
+    court = Court(loop.registry, loop.ledger.decisions, loop.ledger.scores, note_in(loop.settings.tracking, job))
     decision = judge_shadow(court, job)
     asked = _ask(loop, job)
     loop._seen[job.name] = state
@@ -139,12 +137,3 @@ def _ask(loop: Loop, job: JobConfig) -> tuple[Trigger, ...]:
     for trigger in found:
         log.info("%s: a retraining is asked for: %s", job.name, trigger.cause)
     return tuple(found)
-
-
-def _note_for(loop: Loop, job: JobConfig) -> Note:
-    """Return what tells the tracking store of a decision, which is opened when there is one."""
-
-    def note(version: ModelVersion, decision: Decision) -> None:
-        note_in(Tracker(loop.settings.tracking, job, ""))(version, decision)
-
-    return note

@@ -1,9 +1,9 @@
 """A simulated year of the closed loop: a plant, a stock, a worker's days; and everything that goes wrong in one.
 
-Every day the rows that arrive are ingested, forecasts are issued, what has matured is scored and the shadow is
-judged; once a week each job is retrained. On the way the plant changes its rhythm, a sensor breaks and its values are
-withdrawn, the ledger's database is away for three days, and a person promotes a broken model. All of it is the
-product's own code with the clock of the simulation; nothing is skipped but the waiting.
+Every day the rows that arrive are ingested, what has matured is scored, forecasts are issued and the shadow is
+judged; once a week each job is retrained. On the way the plant changes its rhythm, a sensor breaks and its values
+are withdrawn, the ledger's database is away for three days, and a person promotes a broken model. All of it is the
+product's own code with the clock of the simulation; nothing is left out but the waiting.
 """
 
 import sys
@@ -12,13 +12,15 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
 import torch
 import yaml
 
-from benchmarks.report import build_parser, say
+from benchmarks.audit import audit_job
+from benchmarks.report import OURS, Report, build_parser, finish, say
 from benchmarks.world import (
     Deliveries,
     Plan,
@@ -43,7 +45,6 @@ from training.job import JobConfig, parse_job
 
 START = pd.Timestamp("2018-01-01")
 WEEK = 7
-FROZEN = "first model, never retrained"
 
 PLANT = {
     "name": "plant",
@@ -78,6 +79,8 @@ class Diary:
     failed: list[str] = field(default_factory=list)
     waited: int = 0
     """Days on which something had to wait for the ledger."""
+    rolled_back: float = float("nan")
+    """The day the broken model was."""
     lines: list[str] = field(default_factory=list)
 
     def note(self, day: int, what: str) -> None:
@@ -113,6 +116,11 @@ class Year:
     desks: list[Desk]
     diary: Diary = field(default_factory=Diary)
 
+    @cached_property
+    def loop(self) -> Loop:
+        """What the daily round works with."""
+        return Loop(self.settings, self.ledger)
+
     def run(self) -> None:
         """Live through every day."""
         for desk in self.desks:
@@ -125,18 +133,39 @@ class Year:
                 for desk in self.desks:
                     self._live(desk, day)
 
+    def audit(self) -> Report:
+        """Return what became of everything."""
+        report = Report()
+        for desk in self.desks:
+            arrived = Deliveries(desk.deliveries.rows[desk.deliveries.rows["day"] < self.plan.days])
+            audit_job(report, self.ledger, self.loop.registry, desk.job.name, arrived)
+        diary = self.diary
+        for what, count in (
+            ("retrainings that ran", diary.trained),
+            ("retrainings skipped", diary.skipped),
+            ("retrainings that failed", len(diary.failed)),
+            ("days a job waited for the ledger", diary.waited),
+            ("days until the broken model was rolled back", diary.rolled_back - self.plan.bad_deployment),
+        ):
+            report.add("the year", OURS, what, count)
+        for line in diary.failed:
+            say(f"failed: {line}")
+        return report
+
     def _live(self, desk: Desk, day: int) -> None:
         """Hand in what arrived, take a turn of the loop, and once a week retrain."""
         desk.outbox.append(desk.deliveries.of_day(day))
         try:
             self._hand_in(desk)
             score_matured(self.ledger)
-            turn = take_turn(Loop(self.settings, self.ledger), desk.job)
+            turn = take_turn(self.loop, desk.job)
         except LedgerUnavailableError:
             self.diary.waited += 1
             return
         if turn.decision is not None and turn.decision.action != "shadow":
             self.diary.note(day, f"{desk.job.name}: {turn.decision.action}: {turn.decision.reason}")
+            if turn.decision.action == "rollback":
+                self.diary.rolled_back = day
         if desk.job.name == "plant" and day == self.plan.bad_deployment:
             self._deploy_badly(desk, day)
         elif day % WEEK == WEEK - 1:
@@ -171,7 +200,7 @@ class Year:
 
     def _deploy_badly(self, desk: Desk, day: int) -> None:
         """Let a person promote the champion with its weights shaken: it loads, and it forecasts badly."""
-        registry = Loop(self.settings, self.ledger).registry
+        registry = self.loop.registry
         champion = champion_or_none(registry, desk.job.name)
         if champion is None:
             return
@@ -233,13 +262,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=1, help="another plant (%(default)s)")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
-    plan = Plan(70 if options.quick else options.days)
+    plan = Plan(35 if options.quick else options.days)
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
         began = time.perf_counter()
         year = build_year(home, plan, PipelineSettings(home=home), options.seed)
         year.run()
+        report = year.audit()
         say(f"lived through {plan.days} days in {time.perf_counter() - began:.0f} s")
+    finish(report, "year", arguments, options.out)
 
 
 if __name__ == "__main__":

@@ -379,6 +379,36 @@ def score_command(
     commands.score_forecasts(read_settings(), model, retain, by or [])
 
 
+@app.command("check")
+def check_command(
+    job: JobFile,
+    request: Annotated[bool, typer.Option("--request", help="Queue the retraining for a worker.")] = False,
+) -> None:
+    """Look for reasons to retrain a job besides the clock: its `triggers:`.
+
+    Live skill below the gate's margin, coverage out of band, drift of what is observed, enough new data.
+
+    Example: `hindcast check jobs/pumps.yaml --request`
+    """
+    from pipelines import commands
+
+    commands.check_job(read_settings(), job, request=request)
+
+
+@app.command("tend")
+def tend_command(jobs: JobFiles = None, folder: AllJobs = None) -> None:
+    """Go one round of the closed loop: score what has matured, issue, judge the shadow, ask for retrainings.
+
+    The worker does the same every minute; this is for cron, or for a look. A round may be gone at any time and
+    again: what is done already is not done twice.
+
+    Example: `hindcast tend --all jobs`
+    """
+    from pipelines import commands
+
+    commands.tend_jobs(read_settings(), jobs or [], folder)
+
+
 @app.command("models")
 def models_command() -> None:
     """List the registered models: versions, aliases, and why each was promoted or not.

@@ -27,10 +27,11 @@ from forecasting.registry import (
 from ledger.ledger import open_ledger
 from ledger.runs import PATIENCE, STATES, RunRecord, State
 from pipelines.batch import BatchOrder, forecast_batch
-from pipelines.console import out, print_forecast, print_leaderboard, print_table, reporting
+from pipelines.console import err, out, print_forecast, print_leaderboard, print_table, reporting
 from pipelines.fanout import map_tasks
 from pipelines.ingest import ingest_job, tell_refusals
 from pipelines.issue import issue
+from pipelines.loop import Loop, Turn, go_round
 from pipelines.override import Override, promote_by_hand, roll_back_by_hand
 from pipelines.recorded import describe, retrain_recorded
 from pipelines.replay import replay
@@ -42,6 +43,7 @@ from pipelines.score import score_matured
 from pipelines.search import search, show_setting
 from pipelines.settings import PipelineSettings
 from pipelines.trial import Court, judge_shadow, note_in
+from pipelines.triggers import check_triggers, request_retraining
 from training.figures import (
     error_by_step_figure,
     forecast_figure,
@@ -52,7 +54,6 @@ from training.figures import (
 from training.job import SearchConfig, load_job
 from training.sources import AnySource
 from training.sources.base import SourceContext
-from training.tracking import Tracker
 
 BEST_TRIALS = 5
 MOST_LEFT_OUT = 10
@@ -441,6 +442,20 @@ def issue_forecasts(settings: PipelineSettings, job: str) -> None:
     )
 
 
+def check_job(settings: PipelineSettings, job: Path, *, request: bool) -> None:
+    """Print every reason to retrain a job, and queue the retraining where asked to."""
+    config = load_job(job)
+    with closing(open_ledger(settings.ledger)) as ledger:
+        found = check_triggers(config, ledger, open_registry(settings.registry))
+        run = request_retraining(config, ledger, found) if request else None
+    for trigger in found:
+        out.print(f"{config.name}: {trigger.kind}: {trigger.cause}", markup=False)
+    if not found:
+        out.print(f"{config.name}: no reason to retrain", markup=False)
+    if run is not None:
+        out.print(f"queued as run {run.key}", markup=False)
+
+
 def list_models(settings: PipelineSettings) -> None:
     """Print every version of every model."""
     registry = open_registry(settings.registry)
@@ -471,13 +486,43 @@ def roll_back(settings: PipelineSettings, model: str, override: Override) -> Non
 
 def judge_job(settings: PipelineSettings, job: Path) -> None:
     """Judge the version in a job's shadow, and print what came of it."""
-    text, config = job.read_text(encoding="utf-8"), load_job(job)
+    config = load_job(job)
     with closing(open_ledger(settings.ledger)) as ledger:
-        tracker = Tracker(settings.tracking, config, text)
-        court = Court(open_registry(settings.registry), ledger.decisions, ledger.scores, note_in(tracker))
+        note = note_in(settings.tracking, config)
+        court = Court(open_registry(settings.registry), ledger.decisions, ledger.scores, note)
         decision = judge_shadow(court, config)
     told = "nobody is in the shadow" if decision is None else f"{decision.action}: {decision.reason}"
     out.print(f"{config.name}: {told}", markup=False)
+
+
+def tend_jobs(settings: PipelineSettings, jobs: Sequence[Path], folder: Path | None) -> None:
+    """Go one round of the closed loop, and print what it came to."""
+    files = _list_jobs(jobs, folder)
+    with closing(open_ledger(settings.ledger)) as ledger:
+        done = go_round(Loop(settings, ledger), files)
+    if done is None:
+        out.print("another process is going round already", markup=False)
+        return
+    out.print(
+        f"{done.scored.forecasts:,} forecasts looked at, {done.scored.scores:,} scores written", markup=False
+    )
+    for turn in done.turns:
+        out.print(f"{turn.job}: {_told(turn)}", markup=False)
+    for name, error in done.failed.items():
+        err.print(f"{name} failed: {error}", style="red", markup=False)
+    if done.failed:
+        raise HindcastError(f"{len(done.failed)} of {len(files)} jobs failed")
+
+
+def _told(turn: Turn) -> str:
+    if turn.issued is None:
+        return "no champion yet"
+    issued = turn.issued
+    told = [f"{issued.champion} forecasts issued, {issued.shadow + issued.beside} beside them in the shadow"]
+    if turn.decision is not None:
+        told.append(f"{turn.decision.action}: {turn.decision.reason}")
+    told.extend(f"a retraining is asked for: {trigger.cause}" for trigger in turn.asked)
+    return "; ".join(told)
 
 
 def list_decisions(settings: PipelineSettings, model: str | None, limit: int, *, as_json: bool) -> None:

@@ -289,6 +289,30 @@ def parse_delay(text: str) -> timedelta:
     return timedelta(minutes=delay // pd.Timedelta(minutes=1))
 
 
+class TriggersConfig(_Section):
+    """What asks for a retraining besides the clock; looked at by the worker, `hindcast tend` and `check`."""
+
+    skill: bool = Field(
+        True,
+        description="The champion's live skill is below the gate's margin: it hardly beats the seasonal naive.",
+    )
+    coverage: bool = Field(True, description="The live coverage of a level of the job is not what it promises.")
+    drift: bool = Field(True, description="What is observed since the training moves unlike what came before.")
+    new_data: int | None = Field(
+        None, ge=1, description="So many values became known since the last training. Default: however many."
+    )
+    alpha: float = Field(
+        0.02, gt=0, lt=0.5, description="Probability that a test of skill, coverage or drift asks without a cause."
+    )
+    pause_hours: float = Field(
+        24.0, ge=0, le=10_000, description="Hours after a retraining in which the worker asks for no other."
+    )
+    cutoffs: int = Field(60, ge=10, description="Newest cutoffs whose scores are tested; a third must be there.")
+    window: int | None = Field(
+        None, ge=10, description="Newest steps tested for drift; default two seasons or horizons, at least 48."
+    )
+
+
 class SearchRange(_Section):
     """Numbers a search may try; whole ones where the setting takes no others."""
 
@@ -380,6 +404,10 @@ class JobConfig(_Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     gate: GateConfig = GateConfig()
     schedule: ScheduleConfig | None = None
+    triggers: TriggersConfig | None = None
+    online_intervals: bool = Field(
+        True, description="Forecasts are issued with what the scores of those before taught of their intervals."
+    )
     search: SearchConfig | None = None
 
     @model_validator(mode="before")

@@ -25,7 +25,16 @@ from forecasting.errors import (
     TrainingError,
 )
 from forecasting.panel import Columns
-from forecasting.registry import CHALLENGER, SHADOW, TAG_DECISION, TAG_NUMBERS, TAG_REASON, open_registry
+from forecasting.registry import (
+    CHALLENGER,
+    SHADOW,
+    TAG_DATASET,
+    TAG_DECISION,
+    TAG_NUMBERS,
+    TAG_REASON,
+    TAG_TARGET,
+    open_registry,
+)
 from ledger.decisions import RecordedDecision
 from pipelines.promotion import Account
 from pipelines.retrain import account_of, backtest, fit_forecaster, load_data, retrain, run_now, train
@@ -78,6 +87,7 @@ def test_retraining_publishes_decides_and_promotes(run: Run, settings: PipelineS
     assert champion.tags[TAG_DECISION] == "promoted"
     assert champion.tags[TAG_REASON] == outcome.decision.reason
     assert champion.tags["hindcast.data_digest"] == run.panel.digest()
+    assert (champion.tags[TAG_DATASET], champion.tags[TAG_TARGET]) == ("tiny", run.job.target.column)
     assert float(champion.tags["hindcast.test_crps"]) == pytest.approx(
         outcome.report["scores"][outcome.report["best"]]["crps"], rel=1e-4
     )
@@ -158,6 +168,28 @@ def test_a_challenger_that_lacks_evidence_goes_to_the_shadow_unless_it_is_taken(
     assert tags[TAG_DECISION] == ("not promoted" if taken else "in the shadow")
     if taken:
         assert tags[TAG_REASON].endswith("version 1 is in the shadow")
+
+
+def test_a_person_who_is_faster_than_the_gate_is_not_overruled(
+    run: Run, job_file: Path, settings: PipelineSettings
+) -> None:
+    retrain(run)
+    registry = open_registry(settings.registry)
+    second = new_run(job_file, settings, Listener())
+    train(second)
+    third = new_run(job_file, settings, Listener())
+
+    def promote_meanwhile(name: str, function: Callable[..., T], *args: object) -> T:
+        if name == "promote":
+            registry.set_alias("tiny", "champion", "2")
+        return run_now(name, function, *args)
+
+    retrain(third, promote_meanwhile)
+    assert registry.resolve("tiny").version == "2"
+    assert registry.version("tiny", "3").tags[TAG_DECISION] == "not promoted"
+    newest = third.ledger.decisions.of_model("tiny", limit=1)[0]
+    assert (newest.version, newest.action) == ("3", "keep")
+    assert "version 2 became the champion before it" in newest.reason
 
 
 def test_looks_are_counted_from_the_record(run: Run, settings: PipelineSettings) -> None:

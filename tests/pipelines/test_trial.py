@@ -266,6 +266,20 @@ def test_a_judgement_killed_at_any_change_is_carried_through_by_the_next(
     assert [d.action for d in court.decisions.of_model("tiny")].count(case) == 1
 
 
+def test_what_was_recorded_is_carried_out_whatever_the_scores_say_by_then(
+    court: Court, registry: DirectoryRegistry
+) -> None:
+    send_to_the_shadow(court)
+    give(court, v1=losses(1.0, 40, 1), v2=losses(0.8, 40, 2))
+    with pytest.raises(KeyboardInterrupt):
+        judge_shadow(Court(Dying(registry.root, 2, after=False), court.decisions, court.scores), JOB)
+    give(court, v1=losses(1.0, 40, 1), v2=losses(3.0, 40, 2))
+    decision = judge_shadow(court, JOB)
+    assert decision is not None
+    assert decision.action == "promote"
+    assert registry.resolve("tiny").version == "2"
+
+
 def test_without_the_ledger_no_alias_moves(court: Court, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     send_to_the_shadow(court)
     give(court, v1=losses(1.0, 40, 1), v2=losses(0.8, 40, 2))
@@ -314,8 +328,7 @@ def test_from_forecasts_and_actuals_to_a_promotion(ledger: Ledger, tmp_path: Pat
     for k in range(39):
         cutoff = 4 * k
         for version, role, spread in (("1", "champion", 4.0), ("2", "shadow", 1.0)):
-            values_HQ = issued(cutoff, horizon=4).values_HQ
-            values_HQ = values_HQ - values_HQ.mean() + 10 + spread * rng.normal()
+            centre = 10 + spread * rng.normal()
             told: dict[str, Any] = {"version": version, "role": role, "forecast_id": f"{version}-{k}"}
             ledger.forecasts.append([issued(cutoff, centre, horizon=4, **told)])
     ledger.observations.append("pumps", rows_of(actuals.tolist()))

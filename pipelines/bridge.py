@@ -242,7 +242,6 @@ class Bridge:
         options = SubscribeOptions(qos=1, retainHandling=SubscribeOptions.RETAIN_DO_NOT_SEND)
         client.subscribe([(topic.filter, options) for topic in self.config.topics])
         self._told_away = False
-        self._reporter.say(f"connected to {self.config.broker} as {self.config.client_id}")
 
     def _on_connect_fail(self, client: Client, _: object) -> None:
         del client
@@ -255,12 +254,15 @@ class Bridge:
         if reason.getName() == TAKEN_OVER:
             self._fatal = SourceError(f"another client connected as {self.config.client_id!r}; give each its own")
         elif reason.is_failure and not self._stop.is_set():
-            self._tell_away(f"lost the broker {self.config.broker}: {reason.getName()}")
+            why = f"{reason.getName()}; does anybody else connect as {self.config.client_id!r}?"
+            self._tell_away(f"lost the broker {self.config.broker}: {why}")
 
     def _on_subscribe(
         self, client: Client, _: object, mid: int, reasons: list[ReasonCode], properties: Properties | None
     ) -> None:
         del client, mid, properties
+        topics = ", ".join(topic.filter for topic in self.config.topics)
+        self._reporter.say(f"listening to {topics} of {self.config.broker} as {self.config.client_id}")
         for topic, reason in zip(self.config.topics, reasons, strict=False):
             if reason.is_failure or reason.value < 1:
                 self._fatal = SourceError(

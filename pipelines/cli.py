@@ -239,10 +239,10 @@ def watch_command(
 
     Example: `hindcast watch /data/inbox --dataset plant`
     """
-    from pipelines import commands
+    from pipelines import filling
 
     layout = {"columns": columns, "static": static or [], "separator": separator, "decimal": decimal}
-    commands.watch(read_settings(), folder, dataset, layout, poll, settle, once)
+    filling.watch(read_settings(), folder, dataset, layout, poll, settle, once)
 
 
 @app.command("bridge")
@@ -273,10 +273,10 @@ def bridge_command(
 
     Example: `hindcast bridge mqtt --dataset plant --topic "plant/{unique_id}/value" --every 10s`
     """
-    from pipelines import commands
+    from pipelines import filling
 
     del kind
-    commands.bridge(read_settings(), dataset, topic, broker, columns, epoch, every, client_id)
+    filling.bridge(read_settings(), dataset, topic, broker, columns, epoch, every, client_id)
 
 
 @app.command("worker")
@@ -393,6 +393,20 @@ def check_command(
     from pipelines import commands
 
     commands.check_job(read_settings(), job, request=request)
+
+
+@app.command("tend")
+def tend_command(jobs: JobFiles = None, folder: AllJobs = None) -> None:
+    """Go one round of the closed loop: score what has matured, issue, judge the shadow, ask for retrainings.
+
+    The worker does the same every minute; this is for cron, or for a look. A round may be gone at any time and
+    again: what is done already is not done twice.
+
+    Example: `hindcast tend --all jobs`
+    """
+    from pipelines import commands
+
+    commands.tend_jobs(read_settings(), jobs or [], folder)
 
 
 @app.command("models")

@@ -4,7 +4,6 @@ import json
 import logging
 import os
 import platform
-import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, redirect_stdout
@@ -13,7 +12,6 @@ from datetime import UTC, datetime
 from functools import partial
 from io import StringIO
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from pydantic import TypeAdapter
@@ -27,14 +25,13 @@ from forecasting.registry import (
     open_registry,
 )
 from ledger.ledger import open_ledger
-from ledger.rules import check_dataset
 from ledger.runs import PATIENCE, STATES, RunRecord, State
 from pipelines.batch import BatchOrder, forecast_batch
-from pipelines.console import out, print_forecast, print_leaderboard, print_table, reporting
+from pipelines.console import err, out, print_forecast, print_leaderboard, print_table, reporting
 from pipelines.fanout import map_tasks
-from pipelines.folder import FileLayout, FolderWatch
 from pipelines.ingest import ingest_job, tell_refusals
 from pipelines.issue import issue
+from pipelines.loop import Loop, Turn, go_round
 from pipelines.override import Override, promote_by_hand, roll_back_by_hand
 from pipelines.recorded import describe, retrain_recorded
 from pipelines.replay import replay
@@ -328,81 +325,6 @@ def ingest(settings: PipelineSettings, job: Path) -> None:
     out.print(done.describe(), markup=False)
 
 
-def watch(
-    settings: PipelineSettings,
-    folder: Path,
-    dataset: str,
-    layout: Mapping[str, Any],
-    poll_seconds: float,
-    settle_seconds: float,
-    once: bool,
-) -> None:
-    """Take in the files of a folder until stopped, or once.
-
-    Raises:
-        InputError: there is no such folder or column, or, asked once, files were rejected.
-    """
-    check_dataset(dataset)
-    files = FileLayout(**{**layout, "columns": parse_columns(layout["columns"])})
-    with reporting() as reporter, closing(open_ledger(settings.ledger)) as ledger:
-        watch = FolderWatch(folder, dataset, ledger, reporter, files, settle_seconds=settle_seconds)
-        watch.run(poll_seconds, once=once)
-    tally = watch.tally
-    out.print(f"{dataset}: {tally.done} files taken in, {tally.known} known already, {tally.rejected} rejected")
-    if tally.rejected:
-        raise InputError(f"{tally.rejected} files were rejected; the reasons are in {folder / 'rejected'}")
-
-
-def bridge(
-    settings: PipelineSettings,
-    dataset: str,
-    topics: Sequence[str],
-    broker: str,
-    columns: str,
-    epoch: str | None,
-    every: str | None,
-    client_id: str | None,
-) -> None:
-    """Carry messages until stopped.
-
-    Raises:
-        InputError: something cannot be meant as it is written, or paho-mqtt is not installed.
-        SourceError: the broker refuses this client.
-    """
-    try:
-        from pipelines.bridge import Bridge, BridgeConfig, parse_broker, parse_every, parse_topic
-    except ImportError as error:
-        raise InputError("the bridge needs paho-mqtt: pip install hindcast[mqtt]") from error
-    password = None if settings.mqtt_password is None else settings.mqtt_password.get_secret_value()
-    config = BridgeConfig(
-        parse_broker(broker, password),
-        tuple(map(parse_topic, topics)),
-        check_dataset(dataset),
-        client_id or f"hindcast-{dataset}",
-        parse_columns(columns),
-        epoch,
-        None if every is None else parse_every(every),
-    )
-    with reporting() as reporter, closing(open_ledger(settings.ledger)) as ledger:
-        bridge = Bridge(config, ledger, reporter, settings.home / "bridge" / f"{dataset}.rejected.ndjson")
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: bridge.stop())
-        bridge.run()
-    out.print(f"{dataset}: {bridge.kept:,} rows kept, {bridge.refused:,} refused", markup=False)
-
-
-def parse_columns(text: str) -> dict[str, str]:
-    """Read `unique_id=sensor,ds=time`: what a column is, and its name.
-
-    Raises:
-        InputError: it is not written so.
-    """
-    pairs = [pair.partition("=") for pair in text.split(",") if pair.strip()]
-    if any(not name.strip() or not column.strip() for name, _, column in pairs):
-        raise InputError(f'--columns is written "unique_id=sensor,ds=time,y=value", not {text!r}')
-    return {name.strip(): column.strip() for name, _, column in pairs}
-
-
 def run_worker(settings: PipelineSettings, jobs: Path | None) -> None:
     """Run the schedules until stopped, and end the process."""
     use_threads(settings)
@@ -571,6 +493,36 @@ def judge_job(settings: PipelineSettings, job: Path) -> None:
         decision = judge_shadow(court, config)
     told = "nobody is in the shadow" if decision is None else f"{decision.action}: {decision.reason}"
     out.print(f"{config.name}: {told}", markup=False)
+
+
+def tend_jobs(settings: PipelineSettings, jobs: Sequence[Path], folder: Path | None) -> None:
+    """Go one round of the closed loop, and print what it came to."""
+    files = _list_jobs(jobs, folder)
+    with closing(open_ledger(settings.ledger)) as ledger:
+        done = go_round(Loop(settings, ledger), files)
+    if done is None:
+        out.print("another process is going round already", markup=False)
+        return
+    out.print(
+        f"{done.scored.forecasts:,} forecasts looked at, {done.scored.scores:,} scores written", markup=False
+    )
+    for turn in done.turns:
+        out.print(f"{turn.job}: {_told(turn)}", markup=False)
+    for name, error in done.failed.items():
+        err.print(f"{name} failed: {error}", style="red", markup=False)
+    if done.failed:
+        raise HindcastError(f"{len(done.failed)} of {len(files)} jobs failed")
+
+
+def _told(turn: Turn) -> str:
+    if turn.issued is None:
+        return "no champion yet"
+    issued = turn.issued
+    told = [f"{issued.champion} forecasts issued, {issued.shadow + issued.beside} beside them in the shadow"]
+    if turn.decision is not None:
+        told.append(f"{turn.decision.action}: {turn.decision.reason}")
+    told.extend(f"a retraining is asked for: {trigger.cause}" for trigger in turn.asked)
+    return "; ".join(told)
 
 
 def list_decisions(settings: PipelineSettings, model: str | None, limit: int, *, as_json: bool) -> None:

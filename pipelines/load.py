@@ -80,7 +80,7 @@ def _write_whole(path: Path, text: str) -> None:
 
 
 def dataset_of(job: JobConfig) -> str:
-    """Return the ledger's dataset a job's observations are kept under: the one it reads, or that of its own name."""
+    """Return the ledger's dataset of a job: the one it reads, or that of its own name."""
     return job.source.dataset if isinstance(job.source, LedgerSource) else job.name
 
 

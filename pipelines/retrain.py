@@ -63,7 +63,6 @@ from training.calibrate import calibrate
 from training.fit import FittingFactory, Log, fit, log_nothing
 from training.job import JobConfig, TrainingConfig
 from training.partitioned import LocalResult, LocalRound, partitioned, train_round, write_partitions
-from training.sources.ledger import LedgerSource
 from training.windows import Windows
 
 TAG_RUN_KEY = "hindcast.run_key"
@@ -522,8 +521,6 @@ def publish_best(run: Run, parent: str, report: Report) -> str:
         run.tracker.finish_training(parent, leaderboard(report["scores"], run.job.gate.metric), best)
         tags = {
             TAG_RUN_KEY: run.key,
-            TAG_DATASET: dataset_of(run.job),
-            TAG_TARGET: run.job.target.column,
             "hindcast.candidate": best,
             TAG_TRAINING: _training_digest(run, best),
             **ledger_tags(run.job),
@@ -540,9 +537,8 @@ def publish_best(run: Run, parent: str, report: Report) -> str:
 
 def ledger_tags(job: JobConfig) -> dict[str, str]:
     """Return what a version has to tell of the ledger: where its series are, and how its forecasts are issued."""
-    dataset = job.source.dataset if isinstance(job.source, LedgerSource) else job.name
     online = "true" if job.online_intervals else "false"
-    return {TAG_DATASET: dataset, TAG_TARGET: job.target.column, TAG_ONLINE_INTERVALS: online}
+    return {TAG_DATASET: dataset_of(job), TAG_TARGET: job.target.column, TAG_ONLINE_INTERVALS: online}
 
 
 def _published(run: Run) -> ModelVersion | None:

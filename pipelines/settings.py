@@ -37,6 +37,12 @@ class PipelineSettings(BaseSettings):
         pattern=r"^[A-Za-z0-9_.-]{1,64}$",
         description="Name of this worker; workers that share a database differ in it.",
     )
+    round_seconds: float = Field(
+        60.0,
+        ge=0,
+        le=86_400,
+        description="Seconds between two rounds of the worker in which it issues, scores and judges; 0 for none.",
+    )
     retries: int = Field(
         8,
         ge=0,

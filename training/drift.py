@@ -36,10 +36,10 @@ def measure_drift(x_NT: FloatArray, window: int, season: int, gap: int = 0) -> D
     """Compare the newest window with the past by the energy distance (Szekely and Rizzo, 2004).
 
     Of every series it looks at the changes from step to step, and at how they differ from those a season ago, in
-    units of their spread in the past: what a network sees that takes the level off. What distance is usual is told by subsampling
-    (Politis, Romano and Wolf, 1999): every window of the same length in the past is compared with the rest of the
-    past just so, and windows keep whatever dependence there is within them. All series share the windows, and so
-    what they have in common.
+    units of their spread in the past: what a network sees that takes the level off. What distance is usual is
+    told by subsampling (Politis, Romano and Wolf, 1999): every window of the same length in the past is compared
+    with the rest of the past just so, and windows keep whatever dependence there is within them. All series share
+    the windows, and so what they have in common.
 
     Args:
         x_NT: the past and, at its end, the newest window, on the modelling scale; NaN where missing.

@@ -290,7 +290,7 @@ def parse_delay(text: str) -> timedelta:
 
 
 class TriggersConfig(_Section):
-    """What asks for a retraining besides the clock; looked at by `hindcast check`."""
+    """What asks for a retraining besides the clock; looked at by the worker, `hindcast tend` and `check`."""
 
     skill: bool = Field(
         True,
@@ -303,6 +303,9 @@ class TriggersConfig(_Section):
     )
     alpha: float = Field(
         0.02, gt=0, lt=0.5, description="Probability that a test of skill, coverage or drift asks without a cause."
+    )
+    pause_hours: float = Field(
+        24.0, ge=0, le=10_000, description="Hours after a retraining in which the worker asks for no other."
     )
     cutoffs: int = Field(60, ge=10, description="Newest cutoffs whose scores are tested; a third must be there.")
     window: int | None = Field(

@@ -252,6 +252,10 @@ def test_sigkill_loses_only_what_was_answered_just_then(
 
 def test_no_thread_is_left_behind(publish: Publish, keep: Callable[..., Any]) -> None:
     publish(build_forecaster("pump"))
+    before = set(threading.enumerate())
     with keep() as client:
         ask(client, request_of("a"))
-    wait_until(lambda: not [t for t in threading.enumerate() if t.name.startswith(("recorder", "ledger"))])
+        assert {"recorder-files", "recorder-ledger", "ledger"} <= {
+            t.name for t in set(threading.enumerate()) - before
+        }
+    wait_until(lambda: not set(threading.enumerate()) - before)

@@ -9,7 +9,6 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from types import SimpleNamespace
 from typing import Any, Literal
 
 import numpy as np
@@ -272,38 +271,11 @@ def _to_row(one: IssuedForecast) -> dict[str, Any]:
     }
 
 
-def pack_forecast(one: IssuedForecast) -> bytes:
-    """Write a forecast as bytes: a line of JSON, and the arrays behind it."""
-    row = _to_row(one)
-    arrays = {name: value for name, value in row.items() if isinstance(value, bytes)}
-    told = {name: value for name, value in row.items() if name not in arrays}
-    head = {"row": told, "arrays": [[name, len(value)] for name, value in arrays.items()]}
-    return json.dumps(head).encode() + b"\n" + b"".join(arrays.values())
-
-
-def unpack_forecast(packed: bytes) -> IssuedForecast:
-    """Return the forecast that was packed.
-
-    Raises:
-        ValueError: these are not the bytes of a forecast.
-    """
-    head, _, body = packed.partition(b"\n")
-    told = json.loads(head)
-    row, offset = dict(told["row"], id=None), 0
-    for name, length in told["arrays"]:
-        row[name] = body[offset : offset + length]
-        offset += length
-    try:
-        return _from_row(SimpleNamespace(**row))
-    except (AttributeError, zlib.error) as error:
-        raise ValueError(f"not a forecast: {error}") from error
-
-
 def _stamp(stamp: np.datetime64) -> int:
     return int(stamp.astype("datetime64[us]").astype(np.int64))
 
 
-def _from_row(row: Row[Any] | SimpleNamespace) -> IssuedForecast:
+def _from_row(row: Row[Any]) -> IssuedForecast:
     quantiles = np.frombuffer(row.quantiles, dtype="<f8")
     shape = (row.horizon, len(quantiles))
     adjustment = None if row.adjustment is None else np.frombuffer(row.adjustment, dtype="<f8").reshape(shape)

@@ -15,6 +15,7 @@ from pipelines.run import Run
 from training.backtest import plan_split
 from training.job import JobConfig
 from training.sources.base import SourceContext
+from training.sources.ledger import LedgerSource
 
 
 def load_data(run: Run) -> str:
@@ -76,6 +77,12 @@ def _write_whole(path: Path, text: str) -> None:
     unfinished = path.with_name(f".{path.name}")
     unfinished.write_text(text)
     unfinished.replace(path)
+
+
+def dataset_of(job: JobConfig) -> str:
+    """Return the ledger's dataset of a job's observations: the one it reads, or that of its own name."""
+    """Return the ledger's dataset of a job: the one it reads, or that of its own name."""
+    return job.source.dataset if isinstance(job.source, LedgerSource) else job.name
 
 
 def value_columns(job: JobConfig) -> list[str]:

@@ -43,6 +43,7 @@ from forecasting.errors import (
 )
 from ledger.ledger import Ledger, open_ledger
 from ledger.runs import JobRecord, RunRecord
+from pipelines.loop import Loop, go_round
 from pipelines.recorded import retrain_recorded
 from pipelines.report import LogReporter
 from pipelines.run import Run
@@ -103,6 +104,11 @@ class Worker:
         """The record of what was asked for."""
         return open_ledger(self.settings.ledger)
 
+    @cached_property
+    def loop(self) -> Loop:
+        """What happens between two retrainings."""
+        return Loop(self.settings, self.ledger)
+
     def run(self) -> None:
         """Launch the scheduler and wait for SIGTERM, SIGINT or `stop`.
 
@@ -122,6 +128,9 @@ class Worker:
         self._launch()
         threading.Thread(target=self._repeat, args=(BEAT_SECONDS, self._beat), name="beat", daemon=True).start()
         threading.Thread(target=self._repeat, args=(LOOK_SECONDS, self._look), name="look", daemon=True).start()
+        if self.settings.round_seconds:
+            going = (self.settings.round_seconds, self._go_round)
+            threading.Thread(target=self._repeat, args=going, name="round", daemon=True).start()
         for name, timetable in self._timetables.items():
             log.info("scheduled %s: %s", name, timetable.describe())
         self._stop.wait()
@@ -168,6 +177,10 @@ class Worker:
         DBOS.list_schedules()
         (self.settings.home / f"{self.settings.worker_id}.alive").touch()
         self._catch_up()
+
+    def _go_round(self) -> None:
+        """Keep score: issue, score, judge, and ask for what the scores ask for."""
+        go_round(self.loop, self.job_files)
 
     def _look(self) -> None:
         """Take note of ticks that wait, and hand over what was asked for."""

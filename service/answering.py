@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from forecasting import conformal
 from forecasting.forecaster import summarise
+from service.answered import Answered
 from service.histories import Prepared, Window, prepare
 from service.ledger_histories import LedgerForecastRequest, build_request, note_age, read_history
 from service.parsing import parse_request
-from service.recorder import Answered
 from service.runtime import Runtime
 from service.schemas import ForecastAnswer, SeriesForecast
 

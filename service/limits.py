@@ -1,4 +1,4 @@
-"""How a body gets in: of a kind that is taken, within its size and its time, counted while it arrives."""
+"""How a body gets in: of a kind that is taken, within its size and its time; and text and moments of a query."""
 
 import asyncio
 from collections.abc import Sequence

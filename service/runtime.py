@@ -36,7 +36,7 @@ class Runtime:
         self.adjustments = AdjustmentBook(self.slots.loaded)
         if settings.adjust_intervals:
             self.ledger_link.on_look = self.adjustments.refresh
-        self.recorder = Recorder(self.ledger_link, self.telemetry.record_kept)
+        self.recorder = Recorder(self.ledger_link, self.telemetry.record_kept, lambda: self._in_flight > 0)
         self.telemetry.watch_ledger(self.ledger_link, self.recorder)
         self.draining = False
         self._in_flight = 0

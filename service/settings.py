@@ -49,12 +49,12 @@ class ServiceSettings(BaseSettings):
         True, description="Widen and narrow intervals by what the scores in the ledger taught of each series."
     )
     record_memory_bytes: int = Field(
-        64 * MEBIBYTE, ge=1024, description="Most bytes of forecasts that wait in memory to be kept."
+        64 * MEBIBYTE, ge=1024, description="Most bytes of forecasts in memory, on their way to those files."
     )
     unwritten_bytes: int = Field(
         1024 * MEBIBYTE,
         ge=0,
-        description="Most bytes of forecasts in files below home, waiting for a ledger that does not answer.",
+        description="Most bytes of forecasts in files below home, on their way to the ledger.",
     )
     models: Annotated[tuple[str, ...] | None, NoDecode] = Field(
         None, description="Models to serve, separated by commas. Default: every model with the alias."

@@ -59,8 +59,8 @@ class Telemetry:
 
         self._kept = Counter(
             "hindcast_forecasts_kept",
-            "Forecasts answered, by what became of them: written to the ledger; spilled to a file, to be written "
-            "later; dropped, because memory, files or disk are full; refused by the ledger.",
+            "Forecasts answered, by what became of them: written to the ledger; dropped, because memory, files or "
+            "disk are full; refused by the ledger.",
             ["outcome"],
             registry=self.registry,
         )

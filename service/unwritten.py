@@ -1,4 +1,4 @@
-"""Forecasts the ledger could not take yet: files that only grow, below home, until it can.
+"""What waits to be brought to the ledger: files below home that only grow, and go when all of them was brought.
 
 A file is a line that names the format and then records: length, CRC-32, bytes. A record that a dying process wrote
 in part fails its check, and ends the file. Whoever writes or reads a file holds its lock, so that several services
@@ -10,14 +10,13 @@ import logging
 import os
 import secrets
 import struct
+import threading
 import time
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import IO
-
-from ledger.forecasts import IssuedForecast, pack_forecast, unpack_forecast
 
 log = logging.getLogger("hindcast.recorder")
 
@@ -28,66 +27,64 @@ LARGEST_FILE = 8 * 1024**2
 _HEAD = struct.Struct("<II")
 
 
-class UnwrittenForecasts:
-    """The files of one folder; one thread at a time."""
+class UnwrittenFiles:
+    """The files of one folder; one thread appends and one drains."""
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
         self.folder = folder
         self.max_bytes = max_bytes
-        self.nbytes = _measure(folder)
+        self.nbytes = sum(path.stat().st_size for path in folder.glob("*.part"))
         self._writing: IO[bytes] | None = None
+        self._lock = threading.Lock()
 
-    def append(self, forecasts: Iterable[IssuedForecast]) -> bool:
-        """Keep forecasts on the disk, all or none; return False where there is no room.
+    def append(self, records: Sequence[bytes]) -> bool:
+        """Put records on the disk, all or none; return False where there is no room.
 
         Raises:
             OSError: the disk refused.
         """
-        packed = [pack_forecast(one) for one in forecasts]
-        content = b"".join(_HEAD.pack(len(one), zlib.crc32(one)) + one for one in packed)
-        if self.nbytes + len(content) > self.max_bytes:
-            return False
-        try:
-            file = self._file()
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        except OSError:
-            # What was written in part ends its file: the next forecasts go to another.
-            self.close()
-            raise
-        self.nbytes += len(content)
-        if file.tell() > LARGEST_FILE:
-            self.close()
+        content = b"".join(_HEAD.pack(len(one), zlib.crc32(one)) + one for one in records)
+        with self._lock:
+            if self.nbytes + len(content) > self.max_bytes:
+                return False
+            try:
+                file = self._file()
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            except OSError:
+                # What was written in part ends its file: the next records go to another.
+                self._close()
+                raise
+            self.nbytes += len(content)
+            if file.tell() > LARGEST_FILE:
+                self._close()
         return True
 
     def close(self) -> None:
-        """Write no more to the file begun last."""
-        if self._writing is not None:
-            with suppress(OSError):
-                self._writing.close()
-            self._writing = None
+        """Let go of the file begun last: whoever comes next may bring it to the ledger."""
+        with self._lock:
+            self._close()
 
     def is_empty(self) -> bool:
         """Return whether nothing waits, as far as this process knows."""
         return self.nbytes == 0
 
-    def drain(self, size: int) -> Iterator[Sequence[IssuedForecast]]:
-        """Yield what waits, the oldest first, some at a time; a file is removed when all of it was asked for.
+    def drain(self) -> Iterator[list[bytes]]:
+        """Yield the records of each file, the oldest first; a file goes when the next one is asked for.
 
-        Who stops asking leaves the file there: forecasts are then yielded again, and keeping them twice is
-        keeping them once.
+        Who stops asking leaves the file there: its records are then yielded again, and what is brought to the
+        ledger twice is there once.
         """
-        self.close()
+        with self._lock:
+            self._close()
         for path in sorted(self.folder.glob("*.part")):
-            with path.open("rb") as file:
-                if not _lock(file):
-                    continue
-                forecasts = _read(file.read(), path)
-                for i in range(0, len(forecasts), size):
-                    yield forecasts[i : i + size]
-                path.unlink(missing_ok=True)
-        self.nbytes = _measure(self.folder)
+            with suppress(FileNotFoundError), path.open("rb") as file:
+                if _lock(file):
+                    yield _read(file.read(), path)
+                    path.unlink(missing_ok=True)
+        with self._lock:
+            self.nbytes = sum(path.stat().st_size for path in self.folder.glob("*.part"))
 
     def _file(self) -> IO[bytes]:
         if self._writing is None:
@@ -99,33 +96,32 @@ class UnwrittenForecasts:
             _sync_folder(self.folder)
         return self._writing
 
+    def _close(self) -> None:
+        if self._writing is not None:
+            with suppress(OSError):
+                self._writing.close()
+            self._writing = None
 
-def _read(content: bytes, path: Path) -> list[IssuedForecast]:
-    """Return the forecasts of a file; one that cannot be read is put aside."""
+
+def _read(content: bytes, path: Path) -> list[bytes]:
+    """Return the records of a file; one that begins otherwise is put aside."""
     if FORMAT.startswith(content):
         return []
-    try:
-        if not content.startswith(FORMAT):
-            raise ValueError("it begins otherwise than a file of this format")
-        return _parse(content, path.name)
-    except ValueError as error:
-        log.error("%s holds forecasts that cannot be read; it is put aside: %s", path.name, error)
+    if not content.startswith(FORMAT):
+        log.error("%s is of another format; it is put aside", path.name)
         path.rename(path.with_suffix(".unreadable"))
         return []
-
-
-def _parse(content: bytes, name: str) -> list[IssuedForecast]:
-    forecasts, offset = [], len(FORMAT)
+    records, offset = [], len(FORMAT)
     while offset < len(content):
         head = content[offset : offset + _HEAD.size]
         length, check = _HEAD.unpack(head) if len(head) == _HEAD.size else (0, None)
-        packed = content[offset + _HEAD.size : offset + _HEAD.size + length]
-        if zlib.crc32(packed) != check or len(packed) != length:
-            log.warning("%s ends in a forecast that was written in part", name)
+        record = content[offset + _HEAD.size : offset + _HEAD.size + length]
+        if zlib.crc32(record) != check or len(record) != length:
+            log.warning("%s ends in a record that was written in part", path.name)
             break
-        forecasts.append(unpack_forecast(packed))
+        records.append(record)
         offset += _HEAD.size + length
-    return forecasts
+    return records
 
 
 def _lock(file: IO[bytes]) -> bool:
@@ -135,10 +131,6 @@ def _lock(file: IO[bytes]) -> bool:
     except BlockingIOError:
         return False
     return True
-
-
-def _measure(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.glob("*.part"))
 
 
 def _sync_folder(folder: Path) -> None:

@@ -2,13 +2,16 @@
 
 import json
 import re
+from contextlib import closing
 from pathlib import Path
 
 import httpx
+import pandas as pd
 import pytest
 
 from forecasting.forecaster import Forecaster
 from forecasting.spec import CovariatesSpec, MLPSpec, RidgeSpec, StaticSpec
+from ledger.ledger import open_ledger
 from service.problems import KINDS, Problem
 from service.schemas import ForecastAnswer
 from service.settings import ServiceSettings
@@ -46,20 +49,26 @@ def run(client: httpx.Client, command: str) -> httpx.Response:
     path = re.search(r"http://127\.0\.0\.1:8000(\S+)", command)
     body = re.search(r"-d '(.*)'", command, re.DOTALL)
     assert path is not None
+    address = path.group(1).rstrip("'")
     if body is None:
-        return client.get(path.group(1))
-    return client.post(path.group(1), content=body.group(1), headers={"content-type": "application/json"})
+        key = dict(re.findall(r"-H '(Idempotency-Key): ([^']*)'", command))
+        return client.request("POST" if "-X POST" in command else "GET", address, headers=key)
+    return client.post(address, content=body.group(1), headers={"content-type": "application/json"})
 
 
 def test_every_command_works_as_it_is_printed(publish: Publish, serve: Serve, tmp_path: Path) -> None:
     for forecaster in models():
         publish(forecaster)
-    assert len(COMMANDS) == 10
+    assert len(COMMANDS) == 19
+    with closing(open_ledger(f"sqlite:///{tmp_path}/ledger.db")) as ledger:
+        ds = pd.date_range(end=pd.Timestamp.now().normalize(), periods=8, freq="W-SAT").as_unit("us")
+        ledger.observations.append("co2", pd.DataFrame({"unique_id": "mauna-loa", "ds": ds, "y": 370.0}))
+        ledger.runs.set_job("co2", "c0ffee", "every Monday at 06:00", None)
     with serve(ledger_url=f"sqlite:///{tmp_path}/ledger.db") as client:
         wait_until(lambda: all(run(client, command).status_code != 503 for command in COMMANDS))
         for command in COMMANDS:
             answer = run(client, command)
-            assert answer.status_code == 200, (command, answer.text)
+            assert answer.status_code == (202 if "-X POST" in command else 200), (command, answer.text)
             assert "degraded" not in answer.text, "examples show how it is done well"
 
 

@@ -52,7 +52,11 @@ def test_a_retraining_killed_at_every_turn_comes_to_one_end(tmp_path: Path) -> N
     write_job(tmp_path / "jobs", NEVER)
     everywhere = bool(os.environ.get("HINDCAST_TEST_ALL_KILLS"))
     turns = "everywhere" if everywhere else ";".join(TURNS)
-    environment = {"HINDCAST_HOME": str(tmp_path), "HINDCAST_JOBS_DIR": str(tmp_path / "jobs")}
+    environment = {
+        "HINDCAST_HOME": str(tmp_path),
+        "HINDCAST_JOBS_DIR": str(tmp_path / "jobs"),
+        "HINDCAST_ROUND_SECONDS": "0",
+    }
     driver = [sys.executable, "-m", "tests.e2e.kill_driver", "pumps"]
     command = [*driver, "first", turns, "second", ";".join(WITH_A_CHAMPION)]
     done = run_to_end(command, environment, cwd=ROOT, seconds=290)

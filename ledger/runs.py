@@ -142,7 +142,9 @@ class RunStore:
                     sa.update(runs).where(runs.c.key == key, mine).values(worker=worker, seen_at=now)
                 )
                 return _one(connection, key)
-            overtaker = None if record.forced else _done_since(connection, record)
+            # What a person forces is run; the ticks of a schedule that does must not pile up.
+            forced = record.forced and record.trigger != "schedule"
+            overtaker = None if forced else _done_since(connection, record)
             if overtaker is not None:
                 reason = f"run {overtaker} of the same job began later and is done"
                 values = {"state": "skipped", "ended_at": now, "worker": worker, "reason": reason}

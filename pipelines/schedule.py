@@ -189,11 +189,11 @@ class Worker:
                 self._hand_over(record)
         for found in DBOS.list_workflows(status="ENQUEUED", name=SCHEDULED):
             if found.workflow_id not in self._noted and found.input:
+                self._noted.add(found.workflow_id)
                 tick, job_file = found.input["args"]
                 job = load_job(Path(str(job_file)))
                 if is_due(job, tick):
                     self._record_tick(job, tick)
-                self._noted.add(found.workflow_id)
 
     def _hand_over(self, record: RunRecord) -> None:
         """Make a workflow of a request; whoever else does so makes the same one."""
@@ -280,7 +280,8 @@ class Worker:
     def _give_up_lost_runs(self) -> None:
         """Note that a run of this worker failed where the scheduler does not go on with it."""
         under_way = {_key_of(found) for found in DBOS.list_workflows(status=["ENQUEUED", "PENDING"])}
-        for record in self.ledger.runs.running(self.settings.worker_id):
+        waiting = [run for run in self.ledger.runs.list(state="queued", limit=None) if run.trigger == "schedule"]
+        for record in (*self.ledger.runs.running(self.settings.worker_id), *waiting):
             if record.key not in under_way:
                 log.error("%s: run %s was lost", record.job, record.key)
                 self.ledger.runs.finish(record.key, "failed", error="its worker ended, and does not go on with it")
@@ -291,7 +292,11 @@ class Worker:
         def scheduled_retrain(tick: datetime, job_file: Any) -> None:  # noqa: ANN401  (what the schedule stored)
             # The text as it was at the tick: a file edited half way through changes the next run, not this one.
             path = Path(str(job_file))
-            text = self._steps("read", read_job, path)
+            try:
+                text = self._steps("read", read_job, path)
+            except StepFailedError as error:
+                self._fail_tick(path, tick, error)
+                raise
             job = parse_job(text)
             if not is_due(job, tick):
                 if not is_session_day(job, tick):
@@ -311,6 +316,13 @@ class Worker:
 
         self._scheduled: Callable[[datetime, Any], None] = DBOS.workflow(name=SCHEDULED)(scheduled_retrain)
         self._requested: Callable[[str, str], None] = DBOS.workflow(name=REQUESTED)(requested_retrain)
+
+    def _fail_tick(self, path: Path, tick: datetime | str, error: StepFailedError) -> None:
+        """Note that a tick came to nothing because its job cannot be read; the job's name is the one it had."""
+        name = next((name for name, known in self.job_files.items() if known.absolute() == path), path.stem)
+        log.error("%s: the tick of %s failed: %s", name, tick, error)
+        key = self.ledger.runs.request(name, "schedule", f"the tick of {_moment(tick)}", _run_key(name, tick)).key
+        self.ledger.runs.finish(key, "failed", error=str(error))
 
     def _record_tick(self, job: JobConfig, tick: datetime | str) -> str:
         """Note in the ledger, once, that a tick asks for a run, and return its key."""
@@ -403,8 +415,8 @@ def _moment(tick: datetime | str) -> datetime:
 
 def _key_of(found: WorkflowStatus) -> str:
     """Return the key of the run a workflow is of."""
-    first, second = found.input["args"] if found.input else ("", "")
-    return str(first) if found.name == REQUESTED else _run_key(load_job(Path(str(second))).name, first)
+    first = found.input["args"][0] if found.input else ""
+    return str(first) if found.name == REQUESTED else _run_key(str(found.schedule_name), first)
 
 
 def is_session_day(job: JobConfig, tick: datetime | str) -> bool:

@@ -171,14 +171,20 @@ def wait_for_version(
 
 
 @contextmanager
-def mlflow_process(folder: Path, store: str, port: int | None = None) -> Iterator[tuple[str, Process]]:
-    """Start a real MLflow server with proxied artefacts; yield its URI, silent at first, and its process."""
+def mlflow_process(
+    folder: Path, store: str, port: int | None = None, also_as: int | None = None
+) -> Iterator[tuple[str, Process]]:
+    """Start a real MLflow server with proxied artefacts; yield its URI, silent at first, and its process.
+
+    `also_as` is a port that leads to the server.
+    """
     port = port or free_port()
     folder.mkdir(parents=True, exist_ok=True)
     command = [
         *("mlflow", "server", "--backend-store-uri", store, "--workers", "1"),
         *("--artifacts-destination", (folder / "proxied").as_uri(), "--serve-artifacts"),
-        *("--host", "127.0.0.1", "--port", str(port), "--allowed-hosts", f"127.0.0.1:{port}"),
+        *("--host", "127.0.0.1", "--port", str(port), "--allowed-hosts"),
+        f"127.0.0.1:{port},127.0.0.1:{also_as or port}",
     ]
     environment = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}
     with running(command, folder / "mlflow.log", environment, cwd=folder) as process:

@@ -91,7 +91,7 @@ def test_runs_are_listed_newest_first_by_job_and_state(ledger: Ledger) -> None:
 
 
 def test_a_run_is_skipped_when_another_of_its_job_began_later_and_is_done(ledger: Ledger) -> None:
-    waiting = ledger.runs.request("pumps", "schedule", "tick", "tick")
+    waiting = ledger.runs.request("pumps", "schedule", "tick", "tick", force=True)
     forced = ledger.runs.request("pumps", "request", "asked", "forced", force=True)
     failed = begin(ledger, "pumps", "failed")
     done = begin(ledger, "pumps", "done")

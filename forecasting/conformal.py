@@ -104,7 +104,7 @@ def learn(
     quantiles: Sequence[float],
     transform: Transform = "none",
     *,
-    rate: float = RATE,
+    rate: float | FloatArray = RATE,
 ) -> FloatArray:
     """Return the stretch after one more actual of every forecast; a NaN teaches nothing.
 
@@ -114,18 +114,28 @@ def learn(
         actual_BH: what happened.
         quantiles: the probabilities.
         transform: the model's own.
-        rate: the step.
+        rate: the step; see `rate_of`, or `(B, H)` of them.
     """
     probability_Q = np.asarray(quantiles)
     x_BHQ = apply_transform(raw_BHQ, transform)
     y_BH1 = apply_transform(actual_BH, transform)[..., None]
     in_force_BHQ = stretch(x_BHQ, quantiles, stretch_BHQ)
     outside_BHQ = np.where(probability_Q > 0.5, y_BH1 > in_force_BHQ, y_BH1 < in_force_BHQ)
+    rate_BH1 = np.broadcast_to(rate, actual_BH.shape)[..., None]
     promised_Q = np.minimum(probability_Q, 1.0 - probability_Q)
-    step_BHQ = np.where(probability_Q == 0.5, 0.0, rate * (outside_BHQ - promised_Q))
+    step_BHQ = np.where(probability_Q == 0.5, 0.0, rate_BH1 * (outside_BHQ - promised_Q))
     known_BH1 = np.isfinite(y_BH1) & np.isfinite(x_BHQ).all(axis=2, keepdims=True)
     learned: FloatArray = np.clip(stretch_BHQ + np.where(known_BH1, step_BHQ, 0.0), -LIMIT, LIMIT)
     return learned
+
+
+def rate_of(ahead: FloatArray, rate: float = RATE) -> FloatArray:
+    """Return the step for forecasts whose truth arrives so many cutoffs after their own.
+
+    Errors of forecasts that overlap are alike, and what is learned comes late: the step that is best falls with
+    the square root of the delay (Quanrud and Khashabi, 2015).
+    """
+    return rate / np.sqrt(np.maximum(ahead, 1.0))
 
 
 def _median(x_BHQ: FloatArray, quantiles: Sequence[float]) -> FloatArray:

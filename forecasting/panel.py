@@ -136,6 +136,19 @@ class Panel:
             static=self.static,
         )
 
+    def take(self, series: IntArray) -> "Panel":
+        """Return the panel of these series only, by position, on the same grid."""
+        return Panel(
+            tuple(self.unique_ids[n] for n in series),
+            self.ds,
+            self.y_NT[series],
+            self.calendar,
+            columns=self.columns,
+            past_NTP=self.past_NTP[series],
+            future_NUF=self.future_NUF[series],
+            static={name: tuple(labels[n] for n in series) for name, labels in self.static.items()},
+        )
+
     def covariates_at(
         self,
         series_B: IntArray,

@@ -8,7 +8,7 @@ R rows.
 
 import math
 import re
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,8 @@ BoolArray = NDArray[np.bool_]
 
 LONGEST_NAME = 256
 MOST_COLUMNS = 256
+MOST_CELLS = 4_000_000
+"""Most rows times columns that are laid out where somebody else says how many there are."""
 FIRST_YEAR, LAST_YEAR = 1800, 2199
 MOST_REPORTED = 100
 """Refusals told one by one; the rest are counted."""
@@ -84,6 +86,28 @@ def check_dataset(dataset: str) -> str:
             f"no dataset can be named {dataset[:80]!r}: use a-z, 0-9, dash and underscore, at most 64"
         )
     return dataset
+
+
+def build_rows(
+    rows: Sequence[Mapping[str, Any]], static: Sequence[str] = ()
+) -> tuple[pd.DataFrame, dict[str, BoolArray]]:
+    """Return objects as rows, and which of them say something of each column of values.
+
+    A key that is not there says nothing; one that is there and null says that there is no value.
+
+    Raises:
+        InputError: there are more columns than can be.
+    """
+    columns: dict[str, None] = dict.fromkeys(("unique_id", "ds", *static))
+    for row in rows:
+        columns.update(dict.fromkeys(row))
+        if len(columns) > MOST_COLUMNS:
+            raise InputError(f"more than {MOST_COLUMNS} columns; at most {MOST_COLUMNS}")
+    if len(rows) * len(columns) > MOST_CELLS:
+        raise InputError(f"{len(rows)} rows of {len(columns)} columns; at most {MOST_CELLS} values")
+    frame = pd.DataFrame({name: pd.Series([row.get(name) for row in rows]) for name in columns})
+    values = [name for name in columns if name not in ("unique_id", "ds", *static)]
+    return frame, {name: np.array([name in row for row in rows], dtype=bool) for name in values}
 
 
 def check_rows(

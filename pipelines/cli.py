@@ -9,7 +9,7 @@ Torch and MLflow take seconds to import, so a command imports what it runs when 
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from pydantic import ValidationError
@@ -239,10 +239,44 @@ def watch_command(
 
     Example: `hindcast watch /data/inbox --dataset plant`
     """
-    from pipelines import commands
+    from pipelines import filling
 
     layout = {"columns": columns, "static": static or [], "separator": separator, "decimal": decimal}
-    commands.watch(read_settings(), folder, dataset, layout, poll, settle, once)
+    filling.watch(read_settings(), folder, dataset, layout, poll, settle, once)
+
+
+@app.command("bridge")
+def bridge_command(
+    kind: Annotated[Literal["mqtt"], typer.Argument(metavar="KIND", help="mqtt, the one there is.")],
+    dataset: Dataset,
+    topic: Annotated[
+        list[str],
+        typer.Option(help="Topics, such as plant/{unique_id}/{column} or plant/+/value; may be repeated."),
+    ],
+    broker: Annotated[str, typer.Option(help="mqtt://user@host:1883, or mqtts:// for TLS.")] = "mqtt://127.0.0.1",
+    columns: Mapped = "",
+    epoch: Annotated[
+        Literal["s", "ms", "us"] | None,
+        typer.Option(help="Timestamps in messages are numbers since 1970, in this."),
+    ] = None,
+    every: Annotated[
+        str | None, typer.Option(help="Round the time of arrival down to this step, such as 10s or 1min.")
+    ] = None,
+    client_id: Annotated[
+        str | None, typer.Option(help="Name of the session at the broker. Default: hindcast- and the dataset.")
+    ] = None,
+) -> None:
+    """Carry the messages of an MQTT broker into the ledger until stopped, each at least once.
+
+    A message is a number, or JSON: an object with `y`, `ds` and further columns, or a list of them. It is
+    acknowledged when it is kept; a bad one is set aside with the reason, below HINDCAST_HOME.
+
+    Example: `hindcast bridge mqtt --dataset plant --topic "plant/{unique_id}/value" --every 10s`
+    """
+    from pipelines import filling
+
+    del kind
+    filling.bridge(read_settings(), dataset, topic, broker, columns, epoch, every, client_id)
 
 
 @app.command("worker")
@@ -345,6 +379,36 @@ def score_command(
     commands.score_forecasts(read_settings(), model, retain, by or [])
 
 
+@app.command("check")
+def check_command(
+    job: JobFile,
+    request: Annotated[bool, typer.Option("--request", help="Queue the retraining for a worker.")] = False,
+) -> None:
+    """Look for reasons to retrain a job besides the clock: its `triggers:`.
+
+    Live skill below the gate's margin, coverage out of band, drift of what is observed, enough new data.
+
+    Example: `hindcast check jobs/pumps.yaml --request`
+    """
+    from pipelines import commands
+
+    commands.check_job(read_settings(), job, request=request)
+
+
+@app.command("tend")
+def tend_command(jobs: JobFiles = None, folder: AllJobs = None) -> None:
+    """Go one round of the closed loop: score what has matured, issue, judge the shadow, ask for retrainings.
+
+    The worker does the same every minute; this is for cron, or for a look. A round may be gone at any time and
+    again: what is done already is not done twice.
+
+    Example: `hindcast tend --all jobs`
+    """
+    from pipelines import commands
+
+    commands.tend_jobs(read_settings(), jobs or [], folder)
+
+
 @app.command("models")
 def models_command() -> None:
     """List the registered models: versions, aliases, and why each was promoted or not.
@@ -392,6 +456,20 @@ def rollback_command(
     from pipelines.override import Override
 
     commands.roll_back(read_settings(), model, Override(reason, user, unrecorded=unrecorded))
+
+
+@app.command("trial")
+def trial_command(job: JobFile) -> None:
+    """Judge the version in a job's shadow by what it and the champion forecast live at the same cutoffs.
+
+    A challenger on trial is promoted when the evidence suffices, and a new champion that is worse than the one
+    before it makes way. Run it after `hindcast score`; it may be run as often as you like.
+
+    Example: `hindcast trial jobs/co2.yaml`
+    """
+    from pipelines import commands
+
+    commands.judge_job(read_settings(), job)
 
 
 @app.command("decisions")

@@ -12,7 +12,6 @@ from datetime import UTC, datetime
 from functools import partial
 from io import StringIO
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from pydantic import TypeAdapter
@@ -26,14 +25,13 @@ from forecasting.registry import (
     open_registry,
 )
 from ledger.ledger import open_ledger
-from ledger.rules import check_dataset
 from ledger.runs import PATIENCE, STATES, RunRecord, State
 from pipelines.batch import BatchOrder, forecast_batch
-from pipelines.console import out, print_forecast, print_leaderboard, print_table, reporting
+from pipelines.console import err, out, print_forecast, print_leaderboard, print_table, reporting
 from pipelines.fanout import map_tasks
-from pipelines.folder import FileLayout, FolderWatch
 from pipelines.ingest import ingest_job, tell_refusals
 from pipelines.issue import issue
+from pipelines.loop import Loop, Turn, go_round
 from pipelines.override import Override, promote_by_hand, roll_back_by_hand
 from pipelines.recorded import describe, retrain_recorded
 from pipelines.replay import replay
@@ -44,6 +42,8 @@ from pipelines.schedule import Worker, find_jobs
 from pipelines.score import score_matured
 from pipelines.search import search, show_setting
 from pipelines.settings import PipelineSettings
+from pipelines.trial import Court, judge_shadow, note_in
+from pipelines.triggers import check_triggers, request_retraining
 from training.figures import (
     error_by_step_figure,
     forecast_figure,
@@ -325,43 +325,6 @@ def ingest(settings: PipelineSettings, job: Path) -> None:
     out.print(done.describe(), markup=False)
 
 
-def watch(
-    settings: PipelineSettings,
-    folder: Path,
-    dataset: str,
-    layout: Mapping[str, Any],
-    poll_seconds: float,
-    settle_seconds: float,
-    once: bool,
-) -> None:
-    """Take in the files of a folder until stopped, or once.
-
-    Raises:
-        InputError: there is no such folder or column, or, asked once, files were rejected.
-    """
-    check_dataset(dataset)
-    files = FileLayout(**{**layout, "columns": parse_columns(layout["columns"])})
-    with reporting() as reporter, closing(open_ledger(settings.ledger)) as ledger:
-        watch = FolderWatch(folder, dataset, ledger, reporter, files, settle_seconds=settle_seconds)
-        watch.run(poll_seconds, once=once)
-    tally = watch.tally
-    out.print(f"{dataset}: {tally.done} files taken in, {tally.known} known already, {tally.rejected} rejected")
-    if tally.rejected:
-        raise InputError(f"{tally.rejected} files were rejected; the reasons are in {folder / 'rejected'}")
-
-
-def parse_columns(text: str) -> dict[str, str]:
-    """Read `unique_id=sensor,ds=time`: what a column is, and its name.
-
-    Raises:
-        InputError: it is not written so.
-    """
-    pairs = [pair.partition("=") for pair in text.split(",") if pair.strip()]
-    if any(not name.strip() or not column.strip() for name, _, column in pairs):
-        raise InputError(f'--columns is written "unique_id=sensor,ds=time,y=value", not {text!r}')
-    return {name.strip(): column.strip() for name, _, column in pairs}
-
-
 def run_worker(settings: PipelineSettings, jobs: Path | None) -> None:
     """Run the schedules until stopped, and end the process."""
     use_threads(settings)
@@ -479,6 +442,20 @@ def issue_forecasts(settings: PipelineSettings, job: str) -> None:
     )
 
 
+def check_job(settings: PipelineSettings, job: Path, *, request: bool) -> None:
+    """Print every reason to retrain a job, and queue the retraining where asked to."""
+    config = load_job(job)
+    with closing(open_ledger(settings.ledger)) as ledger:
+        found = check_triggers(config, ledger, open_registry(settings.registry))
+        run = request_retraining(config, ledger, found) if request else None
+    for trigger in found:
+        out.print(f"{config.name}: {trigger.kind}: {trigger.cause}", markup=False)
+    if not found:
+        out.print(f"{config.name}: no reason to retrain", markup=False)
+    if run is not None:
+        out.print(f"queued as run {run.key}", markup=False)
+
+
 def list_models(settings: PipelineSettings) -> None:
     """Print every version of every model."""
     registry = open_registry(settings.registry)
@@ -505,6 +482,47 @@ def roll_back(settings: PipelineSettings, model: str, override: Override) -> Non
     """Return to the champion before this one, and record who did it and why."""
     champion = roll_back_by_hand(settings, model, override)
     out.print(f"{model} version {champion.version} is the champion again", markup=False)
+
+
+def judge_job(settings: PipelineSettings, job: Path) -> None:
+    """Judge the version in a job's shadow, and print what came of it."""
+    config = load_job(job)
+    with closing(open_ledger(settings.ledger)) as ledger:
+        note = note_in(settings.tracking, config)
+        court = Court(open_registry(settings.registry), ledger.decisions, ledger.scores, note)
+        decision = judge_shadow(court, config)
+    told = "nobody is in the shadow" if decision is None else f"{decision.action}: {decision.reason}"
+    out.print(f"{config.name}: {told}", markup=False)
+
+
+def tend_jobs(settings: PipelineSettings, jobs: Sequence[Path], folder: Path | None) -> None:
+    """Go one round of the closed loop, and print what it came to."""
+    files = _list_jobs(jobs, folder)
+    with closing(open_ledger(settings.ledger)) as ledger:
+        done = go_round(Loop(settings, ledger), files)
+    if done is None:
+        out.print("another process is going round already", markup=False)
+        return
+    out.print(
+        f"{done.scored.forecasts:,} forecasts looked at, {done.scored.scores:,} scores written", markup=False
+    )
+    for turn in done.turns:
+        out.print(f"{turn.job}: {_told(turn)}", markup=False)
+    for name, error in done.failed.items():
+        err.print(f"{name} failed: {error}", style="red", markup=False)
+    if done.failed:
+        raise HindcastError(f"{len(done.failed)} of {len(files)} jobs failed")
+
+
+def _told(turn: Turn) -> str:
+    if turn.issued is None:
+        return "no champion yet"
+    issued = turn.issued
+    told = [f"{issued.champion} forecasts issued, {issued.shadow + issued.beside} beside them in the shadow"]
+    if turn.decision is not None:
+        told.append(f"{turn.decision.action}: {turn.decision.reason}")
+    told.extend(f"a retraining is asked for: {trigger.cause}" for trigger in turn.asked)
+    return "; ".join(told)
 
 
 def list_decisions(settings: PipelineSettings, model: str | None, limit: int, *, as_json: bool) -> None:

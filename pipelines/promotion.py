@@ -246,7 +246,7 @@ def judge_trial(live: Live, *, level: float, most: int, margin: float = 0.0) -> 
     Args:
         live: the losses so far.
         level: the chance that a challenger no better than the champion is promoted.
-        most: cutoffs after which a trial without evidence ends.
+        most: cutoffs that do not overlap, after which a trial without evidence ends.
         margin: share of the champion's loss by which a refresh may be worse.
     """
     better = _evidence(live.challenger_K, live.champion_K, live.lags, margin)
@@ -259,7 +259,7 @@ def judge_trial(live: Live, *, level: float, most: int, margin: float = 0.0) -> 
         return Decision("promote", f"{told}; {proven} live", numbers)
     if worse >= 1.0 / level and challenger > champion:
         return Decision("keep", f"{told}; worse live", numbers)
-    if len(live.challenger_K) >= most:
+    if len(live.challenger_K) >= most * (live.lags + 1):
         return Decision("keep", f"{told}; the trial is over", numbers)
     return Decision("shadow", f"{told}; the trial goes on", numbers)
 
@@ -270,14 +270,14 @@ def judge_watch(live: Live, *, level: float, most: int) -> Decision:
     Args:
         live: the losses so far; `challenger` is the champion before.
         level: the chance that a champion which is not worse is rolled back.
-        most: cutoffs after which the new champion is kept for good.
+        most: cutoffs that do not overlap, after which the new champion is kept for good.
     """
     better = _evidence(live.challenger_K, live.champion_K, live.lags)
     before, champion = _means(live)
     told, numbers = _told(live, better, level), _numbers(live, better, level, most)
     if better >= 1.0 / level and before < champion:
         return Decision("rollback", f"{told}; the new champion is worse live", numbers)
-    if len(live.challenger_K) >= most:
+    if len(live.challenger_K) >= most * (live.lags + 1):
         return Decision("keep", f"{told}; the new champion is not shown to be worse", numbers)
     return Decision("shadow", f"{told}; the watch goes on", numbers)
 

@@ -15,10 +15,10 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any, NamedTuple, Protocol, TypedDict, TypeVar, cast
+from typing import Any, NamedTuple, Protocol, TypedDict, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -40,6 +40,7 @@ from forecasting.registry import (
     CHALLENGER,
     SHADOW,
     TAG_DATASET,
+    TAG_ONLINE_INTERVALS,
     TAG_TARGET,
     ModelVersion,
     champion_or_none,
@@ -50,17 +51,18 @@ from forecasting.registry import (
 )
 from forecasting.spec import BASELINE_KINDS, ForecasterSpec
 from ledger.decisions import GATE, DecisionStore, RecordedDecision
-from pipelines.fanout import map_tasks
+from pipelines.fanout import map_tasks, open_fan_out
 from pipelines.load import dataset_of, load_data
-from pipelines.promotion import VERDICTS, Account, Action, Decision, Evidence, decide
+from pipelines.promotion import VERDICTS, Account, Decision, Evidence, decide
 from pipelines.report import Reporter
 from pipelines.run import Run
-from pipelines.trial import tags_of
+from pipelines.trial import TAG_TRACKING_RUN, as_decision, tags_of
 from training.backtest import Backtest, leaderboard, run_backtest, validation_cutoffs
 from training.baselines import fit_baseline
 from training.calibrate import calibrate
-from training.fit import Log, fit, log_nothing
-from training.job import JobConfig
+from training.fit import FittingFactory, Log, fit, log_nothing
+from training.job import JobConfig, TrainingConfig
+from training.partitioned import LocalResult, LocalRound, partitioned, train_round, write_partitions
 from training.windows import Windows
 
 TAG_RUN_KEY = "hindcast.run_key"
@@ -116,6 +118,7 @@ class Report(TypedDict):
     champion: str | None
     """The champion's name in `scores`, where there was one to compare with."""
     champion_version: str | None
+    """The champion there was, compared with or not."""
     refresh: bool
     """Whether the best is the champion's configuration trained anew."""
     not_compared: str | None
@@ -223,6 +226,8 @@ def _carrying_through(run: Run) -> Iterator[None]:
 
 def open_tracking(run: Run) -> str:
     """Open the parent run in MLflow and return its id."""
+    # Notes of an attempt that was given up speak of runs below another parent.
+    shutil.rmtree(run.folder / "fitted", ignore_errors=True)
     return run.tracker.start_training(run.panel, {TAG_RUN_KEY: run.key})
 
 
@@ -242,8 +247,12 @@ def fit_all(run: Run, parent: str | None, step: StepRunner = run_now) -> list[Fi
 
 def fit_side_by_side(run: Run, parent: str | None) -> list[Fitted]:
     """Fit every forecaster, several at a time; those that an interrupted attempt finished are not fitted again."""
-    tasks = {f"fit {name}": (run.elsewhere, parent, name) for name in run.networks}
-    return list(map_tasks(fit_once, tasks, run.settings, run.reporter).values())
+    # Those in partitions come after the others: each is shared out by itself.
+    apart = [name for name in run.networks if run.training(name).get("partitions", 1) > 1]
+    tasks = {f"fit {name}": (run.elsewhere, parent, name) for name in run.networks if name not in apart}
+    done = map_tasks(fit_once, tasks, run.settings, run.reporter)
+    fitted = {f["name"]: f for f in done.values()} | {n: fit_once(run.reporter, run, parent, n) for n in apart}
+    return [fitted[name] for name in run.networks]
 
 
 def fit_once(reporter: Reporter, run: Run, parent: str | None, name: str) -> Fitted:
@@ -302,7 +311,8 @@ def _fit(run: Run, name: str, log: Log) -> None:
             run.reporter.epoch(name, epoch, config.max_epochs * config.members, metrics)
 
         warm = _warm_start(run, name, spec) if config.start == "warm" else None
-        result = fit(spec, config, train, validation, log_and_report, warm=warm)
+        with _fitting_of(run, config) as fitting:
+            result = fit(spec, config, train, validation, log_and_report, warm=warm, fitting=fitting)
         run.reporter.done(name)
         run.reporter.say(
             f"{name}: best epoch {result.best_epoch} of {result.epochs} ({result.stopped_by}), "
@@ -312,6 +322,29 @@ def _fit(run: Run, name: str, log: Log) -> None:
     calibrate(network, validation, spec.quantiles)
     shutil.rmtree(run.artifact(name), ignore_errors=True)
     save_artifact(Forecaster(spec, network), run.artifact(name))
+
+
+@contextmanager
+def _fitting_of(run: Run, config: TrainingConfig) -> Iterator[FittingFactory | None]:
+    """Give what trains over partitions of the series, side by side; None where there is but one."""
+    if config.partitions == 1:
+        yield None
+        return
+    home = run.folder / f"partitions-{config.partitions}"
+    paths = write_partitions(run.panel.before(run.split.test), home, config.partitions)
+    with open_fan_out(run.settings, run.reporter, len(paths)) as fan_out:
+
+        def run_rounds(orders: Sequence[LocalRound]) -> Sequence[LocalResult]:
+            tasks = {f"partition {order.partition + 1}": (order,) for order in orders}
+            return list(fan_out.map(train_partition, tasks, aloud=False).values())
+
+        yield partitioned(paths, run_rounds)
+
+
+def train_partition(reporter: Reporter, order: LocalRound) -> LocalResult:
+    """Train one partition for a round, wherever it is."""
+    del reporter
+    return train_round(order)
 
 
 def _warm_start(run: Run, name: str, spec: ForecasterSpec) -> QuantileNetwork | None:
@@ -463,7 +496,7 @@ def _load_champion(run: Run) -> Champion:
 def _not_compared(run: Run, version: ModelVersion, why: str) -> Champion:
     reason = f"champion v{version.version} {why}"
     run.reporter.say(f"not compared with: {reason}")
-    return Champion(why_not=reason)
+    return Champion(version=version.version, why_not=reason)
 
 
 def _is_refresh(run: Run, name: str, champion: Champion) -> bool:
@@ -488,19 +521,24 @@ def publish_best(run: Run, parent: str, report: Report) -> str:
         run.tracker.finish_training(parent, leaderboard(report["scores"], run.job.gate.metric), best)
         tags = {
             TAG_RUN_KEY: run.key,
-            TAG_DATASET: dataset_of(run.job),
-            TAG_TARGET: run.job.target.column,
             "hindcast.candidate": best,
             TAG_TRAINING: _training_digest(run, best),
+            **ledger_tags(run.job),
             "hindcast.data_digest": run.panel.digest(),
             "hindcast.data_end": str(run.panel.ds[-1]),
-            "hindcast.tracking_run": parent,
+            TAG_TRACKING_RUN: parent,
             **{f"hindcast.test_{key}": f"{value:.6g}" for key, value in report["scores"][best].items()},
         }
         version = run.registry.publish(name, run.artifact(best), tags, parent)
     run.registry.set_alias(name, CHALLENGER, version.version)
     run.reporter.say(f"{name}: {best} is version {version.version}")
     return version.version
+
+
+def ledger_tags(job: JobConfig) -> dict[str, str]:
+    """Return what a version has to tell of the ledger: where its series are, and how its forecasts are issued."""
+    online = "true" if job.online_intervals else "false"
+    return {TAG_DATASET: dataset_of(job), TAG_TARGET: job.target.column, TAG_ONLINE_INTERVALS: online}
 
 
 def _published(run: Run) -> ModelVersion | None:
@@ -520,7 +558,7 @@ def decide_promotion(run: Run, parent: str, report: Report, version: str) -> dic
     """
     name, key = run.job.name, f"{run.key}:{GATE}"
     recorded = run.ledger.decisions.find(key)
-    decision = _ask_gate(run, report, version, key) if recorded is None else _as_decision(recorded)
+    decision = _ask_gate(run, report, version, key) if recorded is None else as_decision(recorded)
     run.registry.annotate(name, version, tags_of(decision))
     run.ledger.decisions.record(
         RecordedDecision(
@@ -538,10 +576,6 @@ def decide_promotion(run: Run, parent: str, report: Report, version: str) -> dic
     run.tracker.decide(parent, tags_of(decision))
     run.reporter.say(f"{name} version {version} {VERDICTS[decision.action]}: {decision.reason}")
     return asdict(decision)
-
-
-def _as_decision(recorded: RecordedDecision) -> Decision:
-    return Decision(cast("Action", recorded.action), recorded.reason, dict(recorded.numbers))
 
 
 def _ask_gate(run: Run, report: Report, version: str, key: str) -> Decision:
@@ -579,9 +613,22 @@ def evidence(run: Run, report: Report, name: str) -> Evidence:
 
 
 def promote_version(run: Run, version: str) -> str:
-    """Make a version the champion, and let the one before it forecast on in the shadow."""
-    promoted = promote(run.registry, run.job.name, version).version
-    watch_previous(run.registry, run.job.name)
+    """Make a version the champion, and let the one before it forecast on in the shadow; return the champion.
+
+    Unless the champion it was compared with made way in the meantime: a person, or a trial, was faster, and nobody
+    knows which of the two is better.
+    """
+    name = run.job.name
+    decided, champion = run.ledger.decisions.find(f"{run.key}:{GATE}"), champion_or_none(run.registry, name)
+    if decided and champion and champion.version not in (decided.against, version):
+        reason = f"version {champion.version} became the champion before it, and they were not compared"
+        void = replace(decided, key=f"{run.key}:{GATE}:void", action="keep", kind="void", reason=reason)
+        run.registry.annotate(name, version, tags_of(as_decision(void)))
+        run.ledger.decisions.record(void)
+        run.reporter.say(f"{name} version {version} {VERDICTS['keep']}: {reason}")
+        return champion.version
+    promoted = promote(run.registry, name, version).version
+    watch_previous(run.registry, name)
     return promoted
 
 

@@ -43,6 +43,7 @@ from forecasting.errors import (
 )
 from ledger.ledger import Ledger, open_ledger
 from ledger.runs import JobRecord, RunRecord
+from pipelines.loop import Loop, go_round
 from pipelines.recorded import retrain_recorded
 from pipelines.report import LogReporter
 from pipelines.run import Run
@@ -103,6 +104,11 @@ class Worker:
         """The record of what was asked for."""
         return open_ledger(self.settings.ledger)
 
+    @cached_property
+    def loop(self) -> Loop:
+        """What happens between two retrainings."""
+        return Loop(self.settings, self.ledger)
+
     def run(self) -> None:
         """Launch the scheduler and wait for SIGTERM, SIGINT or `stop`.
 
@@ -122,6 +128,9 @@ class Worker:
         self._launch()
         threading.Thread(target=self._repeat, args=(BEAT_SECONDS, self._beat), name="beat", daemon=True).start()
         threading.Thread(target=self._repeat, args=(LOOK_SECONDS, self._look), name="look", daemon=True).start()
+        if self.settings.round_seconds:
+            going = (self.settings.round_seconds, self._go_round)
+            threading.Thread(target=self._repeat, args=going, name="round", daemon=True).start()
         for name, timetable in self._timetables.items():
             log.info("scheduled %s: %s", name, timetable.describe())
         self._stop.wait()
@@ -168,6 +177,10 @@ class Worker:
         DBOS.list_schedules()
         (self.settings.home / f"{self.settings.worker_id}.alive").touch()
         self._catch_up()
+
+    def _go_round(self) -> None:
+        """Keep score: issue, score, judge, and ask for what the scores ask for."""
+        go_round(self.loop, self.job_files)
 
     def _look(self) -> None:
         """Take note of ticks that wait, and hand over what was asked for."""
@@ -302,8 +315,10 @@ class Worker:
     def _record_tick(self, job: JobConfig, tick: datetime | str) -> str:
         """Note in the ledger, once, that a tick asks for a run, and return its key."""
         key = _run_key(job.name, tick)
-        late = self.ledger.clock() - pd.Timestamp(tick) > LATE
-        cause = f"the tick of {tick}" + (", which is late: no worker was there or free to run it" if late else "")
+        late = self.ledger.clock() - _moment(tick) > LATE
+        cause = f"the tick of {_moment(tick)}" + (
+            ", which is late: no worker was there or free to run it" if late else ""
+        )
         force = job.schedule is not None and job.schedule.force
         self.ledger.runs.request(job.name, "schedule", cause, key, force=force)
         return key
@@ -378,7 +393,12 @@ def read_job(path: Path) -> str:
 
 
 def _run_key(name: str, tick: datetime | str) -> str:
-    return f"{name}-{re.sub(r'[^0-9T]', '', str(tick).replace(' ', 'T'))}"
+    return f"{name}-{re.sub(r'[^0-9T]', '', str(_moment(tick)).replace(' ', 'T'))}"
+
+
+def _moment(tick: datetime | str) -> datetime:
+    """Return a tick in UTC, in whichever of two ways the scheduler wrote it."""
+    return pd.Timestamp(tick).tz_convert("UTC").to_pydatetime()
 
 
 def _key_of(found: WorkflowStatus) -> str:
@@ -399,7 +419,7 @@ def is_session_day(job: JobConfig, tick: datetime | str) -> bool:
 def is_due(job: JobConfig, tick: datetime | str) -> bool:
     """Return whether a tick counts: on a session day, or at the very moment after a close."""
     timetable = timetable_of(job)
-    return timetable is None or timetable.is_due(pd.Timestamp(tick).to_pydatetime())
+    return timetable is None or timetable.is_due(_moment(tick))
 
 
 def _local_time(job: JobConfig, tick: datetime | str) -> pd.Timestamp:

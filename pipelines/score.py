@@ -14,7 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from forecasting.calendar import parse_freq
-from forecasting.conformal import Adjustment, learn, unadjusted
+from forecasting.conformal import Adjustment, learn, rate_of, unadjusted
 from forecasting.errors import CalendarError
 from forecasting.forecaster import mean_weights
 from forecasting.transforms import Transform, apply_transform
@@ -27,6 +27,7 @@ from training import metrics
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
+StampArray = NDArray[np.datetime64]
 Progress = Callable[[int, int], None]
 """Told how many forecasts are done, and how many there are."""
 
@@ -213,6 +214,7 @@ def _learn(
         actual_BH,
         kind.quantiles,
         kind.transform,
+        rate=rate_of(_ahead(np.stack([issued[b].ds_H for b in rows]), cutoff_B, learned_BH)),
     )
     taught_BH = np.isfinite(actual_BH)
     states = {}
@@ -223,6 +225,14 @@ def _learn(
             stretch_HQ[: kind.horizon] = stretch_BHQ[i]
             states[_key_of(issued[b])] = replace(before[i], stretch_HQ=stretch_HQ, cutoff_H=cutoff_H)
     return states
+
+
+def _ahead(ds_BH: StampArray, cutoff_B: StampArray, learned_BH: StampArray) -> FloatArray:
+    """Return how many cutoffs each step lies ahead, as they follow one another; one a step where none is known."""
+    lead_BH = (ds_BH - cutoff_B[:, None]) / np.timedelta64(1, "us")
+    gap_BH = (cutoff_B[:, None] - learned_BH) / np.timedelta64(1, "us")
+    steps_H = np.arange(1.0, ds_BH.shape[1] + 1)
+    return np.where(gap_BH > 0, lead_BH / np.where(gap_BH > 0, gap_BH, 1.0), steps_H)
 
 
 def _state_of(one: IssuedForecast, known: Mapping[Key, Adjustment]) -> Adjustment:

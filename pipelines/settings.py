@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -30,11 +30,18 @@ class PipelineSettings(BaseSettings):
         "",
         description="Ledger of observations and forecasts (sqlite:/// or postgresql://). Default: SQLite in home.",
     )
+    mqtt_password: SecretStr | None = Field(None, description="Password of the user in the MQTT broker's address.")
     jobs_dir: Path = Field(Path("jobs"), description="Folder of the job files the worker schedules.")
     worker_id: str = Field(
         "worker",
         pattern=r"^[A-Za-z0-9_.-]{1,64}$",
         description="Name of this worker; workers that share a database differ in it.",
+    )
+    round_seconds: float = Field(
+        60.0,
+        ge=0,
+        le=86_400,
+        description="Seconds between two rounds of the worker in which it issues, scores and judges; 0 for none.",
     )
     retries: int = Field(
         8,

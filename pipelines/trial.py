@@ -9,7 +9,7 @@ import json
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast
 
 import numpy as np
 import pandas as pd
@@ -31,10 +31,14 @@ from forecasting.registry import (
     watch_previous,
 )
 from ledger.decisions import GATE, TRIAL, DecisionStore, RecordedDecision
-from pipelines.promotion import VERDICTS, Decision, Live, judge_trial, judge_watch
+from pipelines.promotion import VERDICTS, Action, Decision, Live, judge_trial, judge_watch
 from training.job import GateMetric, JobConfig
+from training.tracking import Tracker
 
 log = logging.getLogger("hindcast")
+
+TAG_TRACKING_RUN = "hindcast.tracking_run"
+"""The training run in MLflow that a version came from."""
 
 LAST_CUTOFF = "last_cutoff"
 """In a decision's numbers: the newest cutoff it has seen."""
@@ -56,6 +60,17 @@ Note = Callable[[ModelVersion, Decision], None]
 def note_nowhere(version: ModelVersion, decision: Decision) -> None:
     """Tell nobody."""
     del version, decision
+
+
+def note_in(tracking: str, job: JobConfig) -> Note:
+    """Return who writes decisions to the training run in MLflow that a version came from."""
+
+    def note(version: ModelVersion, decision: Decision) -> None:
+        run_id = version.tags.get(TAG_TRACKING_RUN)
+        if run_id:
+            Tracker(tracking, job, "").decide(run_id, tags_of(decision))
+
+    return note
 
 
 @dataclass(frozen=True)
@@ -103,35 +118,37 @@ def _try(court: Court, job: JobConfig, champion: ModelVersion, shadow: ModelVers
     if opened is None:
         log.warning("%s: version %s is in the shadow, and no gate sent it there", job.name, shadow.version)
         return None
-    if opened.against != champion.version:
-        reason = f"the champion it was to beat, version {opened.against}, is the champion no more"
-        decision = Decision("keep", reason)
-    else:
+
+    def judge() -> Decision:
+        if opened.against != champion.version:
+            gone = f"the champion it was to beat, version {opened.against}, is the champion no more"
+            return Decision("keep", gone)
         live = live_losses(court.scores, job, shadow.version, champion.version)
         level, margin = float(opened.numbers["trial_level"]), float(opened.numbers["margin"])
-        decision = judge_trial(live.losses, level=level, most=job.gate.trial, margin=margin)
-        decision = live.noted(decision)
-    if decision.action == "shadow":
-        return decision
-    recorded = _record(court, job.name, shadow, champion.version, opened.kind, decision)
-    if recorded.action == "promote":
+        return live.noted(judge_trial(live.losses, level=level, most=job.gate.trial, margin=margin))
+
+    key = f"{job.name}:trial:{shadow.version}:{champion.version}"
+    decision = _decide_once(court, key, shadow, champion.version, opened.kind, judge)
+    if decision.action == "promote":
         promote(court.registry, job.name, shadow.version)
         watch_previous(court.registry, job.name)
-    else:
+    elif decision.action == "keep":
         court.registry.remove_alias(job.name, SHADOW)
     return decision
 
 
 def _watch(court: Court, job: JobConfig, champion: ModelVersion, previous: ModelVersion) -> Decision:
-    since = _watched_since(court.decisions, champion)
-    live = live_losses(court.scores, job, previous.version, champion.version, since)
-    decision = live.noted(judge_watch(live.losses, level=job.gate.alpha, most=job.gate.watch))
-    if decision.action == "shadow":
-        return decision
-    recorded = _record(court, job.name, champion, previous.version, "watch", decision)
-    if recorded.action == "rollback":
-        rollback(court.registry, job.name, recorded.reason)
-    else:
+    def judge() -> Decision:
+        since = _watched_since(court.decisions, champion)
+        live = live_losses(court.scores, job, previous.version, champion.version, since)
+        return live.noted(judge_watch(live.losses, level=job.gate.alpha, most=job.gate.watch))
+
+    promoted_at = champion.tags.get(TAG_PROMOTED_AT, "")
+    key = f"{job.name}:watch:{champion.version}:{previous.version}:{promoted_at}"
+    decision = _decide_once(court, key, champion, previous.version, "watch", judge)
+    if decision.action == "rollback":
+        rollback(court.registry, job.name, decision.reason)
+    elif decision.action == "keep":
         court.registry.remove_alias(job.name, SHADOW)
     return decision
 
@@ -142,17 +159,23 @@ def _watched_since(decisions: DecisionStore, champion: ModelVersion) -> str | No
     return None if made is None else made.numbers.get(LAST_CUTOFF)
 
 
-def _record(
-    court: Court, model: str, version: ModelVersion, against: str, kind: str, decision: Decision
-) -> RecordedDecision:
-    """Write a decision to the version's tags, the ledger, the tracking store and the log."""
-    if decision.action != "keep" or kind != "watch":
-        court.registry.annotate(model, version.version, tags_of(decision))
-    started = version.tags.get(TAG_PROMOTED_AT, "") if kind == "watch" else ""
-    recorded = court.decisions.record(
+def _decide_once(
+    court: Court, key: str, version: ModelVersion, against: str, kind: str, judge: Callable[[], Decision]
+) -> Decision:
+    """Judge, and write what was decided to the version's tags, the ledger, the tracking store and the log.
+
+    What an earlier call recorded and could not carry out is what is decided, whatever the scores say by now.
+    """
+    recorded = court.decisions.find(key)
+    decision = judge() if recorded is None else as_decision(recorded)
+    if decision.action == "shadow":
+        return decision
+    if (decision.action, kind) != ("keep", "watch"):
+        court.registry.annotate(version.model, version.version, tags_of(decision))
+    court.decisions.record(
         RecordedDecision(
-            key=f"{model}:{'watch' if kind == 'watch' else 'trial'}:{version.version}:{against}:{started}",
-            model=model,
+            key=key,
+            model=version.model,
             version=version.version,
             against=against,
             action=decision.action,
@@ -163,8 +186,13 @@ def _record(
         )
     )
     court.note(version, decision)
-    log.info("%s version %s %s: %s", model, version.version, VERDICTS[decision.action], decision.reason)
-    return recorded
+    log.info("%s version %s %s: %s", version.model, version.version, VERDICTS[decision.action], decision.reason)
+    return decision
+
+
+def as_decision(recorded: RecordedDecision) -> Decision:
+    """Return a decision on record as it was made."""
+    return Decision(cast("Action", recorded.action), recorded.reason, dict(recorded.numbers))
 
 
 def tags_of(decision: Decision) -> dict[str, str]:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pydantic_core import from_json
 
 from forecasting.errors import InputError
-from ledger.rules import MOST_COLUMNS, MOST_REPORTED, Refusal, check_dataset, check_rows
+from ledger.rules import MOST_CELLS, MOST_COLUMNS, MOST_REPORTED, Refusal, build_rows, check_dataset, check_rows
 from service.limits import JSON
 from service.problems import INVALID_REQUEST, MALFORMED_JSON, FieldError, ProblemError, refuse
 from service.schemas import RefusedObservation
@@ -27,7 +27,6 @@ PARQUET = "application/vnd.apache.parquet"
 TAKEN = (JSON, NDJSON, PARQUET)
 
 MOST_ROWS = 500_000
-MOST_CELLS = 4_000_000
 MOST_UNPACKED = 128 * 1024**2
 ROWS_AT_A_TIME = 50_000
 
@@ -179,7 +178,6 @@ def _read_rows(dataset: object, rows: Sequence[tuple[int, Any]], static: tuple[s
     """Read objects, one an observation; a key that is not there says nothing, and null says that it is missing."""
     _limit(len(rows))
     offered = _Offered(dataset, pd.DataFrame(), static)
-    columns: dict[str, None] = dict.fromkeys(("unique_id", "ds", *static))
     good: list[dict[str, Any]] = []
     places: list[int] = []
     for place, row in rows:
@@ -187,16 +185,9 @@ def _read_rows(dataset: object, rows: Sequence[tuple[int, Any]], static: tuple[s
             reason = f"must be JSON: {row}" if isinstance(row, ValueError) else "must be an object"
             offered.refuse(place, None, "row", reason)
             continue
-        columns.update(dict.fromkeys(row))
-        _limit(len(good), len(columns))
         good.append(row)
         places.append(place)
-    offered.rows = pd.DataFrame({name: pd.Series([row.get(name) for row in good]) for name in columns})
-    offered.given = {
-        name: np.array([name in row for row in good], dtype=bool)
-        for name in columns
-        if name not in ("unique_id", "ds", *static)
-    }
+    offered.rows, offered.given = build_rows(good, static)
     offered.places = places
     if not good:
         raise _none_is_good(offered.unread, offered.n_unread)

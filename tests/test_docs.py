@@ -30,6 +30,7 @@ from training.job import (
     SearchRange,
     TargetConfig,
     TrainingConfig,
+    TriggersConfig,
     parse_job,
 )
 
@@ -56,6 +57,7 @@ SECTIONS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("evaluation", EvaluationConfig),
     ("gate", GateConfig),
     ("schedule", ScheduleConfig),
+    ("triggers", TriggersConfig),
     ("search", SearchConfig),
     ("search.space", SearchRange),
 )

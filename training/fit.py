@@ -77,6 +77,7 @@ def fit(
     log: Log | None = None,
     *,
     warm: QuantileNetwork | None = None,
+    fitting: "FittingFactory | None" = None,
 ) -> FitResult:
     """Fit the network of a spec and return it with the weights of its best epoch.
 
@@ -87,6 +88,7 @@ def fit(
         validation: windows that decide when to stop; their targets come after all of `train`'s.
         log: called once an epoch; the epochs of an ensemble's members follow one another.
         warm: a fitted network of the same spec, whose weights are the start.
+        fitting: what makes the training; default one over all windows, in this process.
 
     Raises:
         TrainingError: there is nothing to learn from, the loss does not suit the head, or it diverged.
@@ -98,7 +100,7 @@ def fit(
             f"do not fit into the data"
         )
     if isinstance(spec.network, EnsembleSpec):
-        return _fit_ensemble(spec, spec.network, config, train, validation, log or log_nothing, warm)
+        return _fit_ensemble(spec, spec.network, config, train, validation, log or log_nothing, warm, fitting)
     device = train.data.device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(config.seed)
@@ -106,7 +108,7 @@ def fit(
         if not isinstance(network, TrainedNetwork):
             raise TrainingError(f"a forecaster of kind {spec.network.kind!r} is not fitted by gradient descent")
         _start(network, train, validation, warm)
-        result = _Fitting(network, spec, config, train, validation).run(log or log_nothing)
+        result = (fitting or Fitting)(network, spec, config, train, validation).run(log or log_nothing)
         if isinstance(network, Segment) and network.linear_part == "blend":
             weigh_linear(network, validation, config.units)
         return result
@@ -131,6 +133,7 @@ def _fit_ensemble(
     validation: Windows,
     log: Log,
     warm: QuantileNetwork | None,
+    fitting: "FittingFactory | None",
 ) -> FitResult:
     """Fit each member with a seed of its own and average them."""
     member_spec = spec.model_copy(update={"network": network.member})
@@ -143,7 +146,7 @@ def _fit_ensemble(
             log(metrics, before + epoch)
 
         start = warm.networks()[i] if isinstance(warm, Ensemble) else None
-        results.append(fit(member_spec, member_config, train, validation, log_member, warm=start))
+        results.append(fit(member_spec, member_config, train, validation, log_member, warm=start, fitting=fitting))
     ensemble = build_network(spec).to(train.data.device)
     if not isinstance(ensemble, Ensemble):
         raise TrainingError(f"{spec.network.kind!r} is no ensemble")
@@ -159,7 +162,7 @@ def _fit_ensemble(
     )
 
 
-class _Fitting:
+class Fitting:
     """The state of one fit."""
 
     def __init__(
@@ -232,7 +235,7 @@ class _Fitting:
         stopped_by = "max_epochs"
         epoch, seen = 0, 0
         for epoch in range(1, self.config.max_epochs + 1):
-            metrics, scored = self._train_epoch(epoch)
+            metrics, scored = self.train_epoch(epoch)
             seen += scored
             loss = self._validation_loss()
             log({**metrics, "val/loss": loss, "seconds": time.perf_counter() - started}, epoch)
@@ -267,7 +270,8 @@ class _Fitting:
             return self.network
         return cast("TrainedNetwork", self.averaged.module)
 
-    def _train_epoch(self, epoch: int) -> tuple[dict[str, float], int]:
+    def train_epoch(self, epoch: int) -> tuple[dict[str, float], int]:
+        """Train between two validations; return the metrics and the forecasts seen."""
         self.network.train()
         total = torch.zeros((), device=self.device)
         norms = torch.zeros(len(self.parameters), device=self.device)
@@ -365,6 +369,10 @@ class _Fitting:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         return rate
+
+
+FittingFactory = Callable[[TrainedNetwork, ForecasterSpec, TrainingConfig, Windows, Windows], Fitting]
+"""Makes the fitting of a network from its spec, its settings, and the windows to train and to validate with."""
 
 
 def _loss_kind(network: TrainedNetwork, config: TrainingConfig) -> LossKind:

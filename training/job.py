@@ -156,6 +156,19 @@ class TrainingConfig(_Section):
         "scratch", description="warm: from the weights of the champion, where it is the same network."
     )
 
+    partitions: int = Field(
+        1,
+        ge=1,
+        le=1000,
+        description="Parts of the series, trained side by side and averaged every epoch; for very many series.",
+    )
+
+    @model_validator(mode="after")
+    def _partitions_have_one_average(self) -> "TrainingConfig":
+        if self.partitions > 1 and self.average:
+            raise ValueError("average takes one network step by step; with partitions leave it 0")
+        return self
+
     def loss_for(self, head: Head) -> LossKind:
         """Return the loss in force for a head.
 
@@ -196,8 +209,12 @@ class GateConfig(_Section):
         0.02, ge=0, lt=1, description="Share of its loss by which a refresh of the champion may be worse."
     )
     looks: int = Field(52, ge=1, description="Challengers that share alpha; then the account is opened anew.")
-    trial: int = Field(60, ge=1, description="Most cutoffs a challenger in the shadow has to prove itself.")
-    watch: int = Field(20, ge=1, description="Cutoffs a new champion is watched beside the one before it.")
+    trial: int = Field(
+        60, ge=1, description="Cutoffs (that do not overlap) a challenger has in the shadow to prove itself."
+    )
+    watch: int = Field(
+        30, ge=1, description="Cutoffs (that do not overlap) a new champion is compared with the one before."
+    )
 
 
 class ScheduleConfig(_Section):
@@ -270,6 +287,30 @@ def parse_delay(text: str) -> timedelta:
     if not pd.Timedelta(0) <= delay < pd.Timedelta(days=1) or delay % pd.Timedelta(minutes=1):
         raise ValueError(f"{text!r} is not a span of whole minutes, up to a day")
     return timedelta(minutes=delay // pd.Timedelta(minutes=1))
+
+
+class TriggersConfig(_Section):
+    """What asks for a retraining besides the clock; looked at by the worker, `hindcast tend` and `check`."""
+
+    skill: bool = Field(
+        True,
+        description="The champion's live skill is below the gate's margin: it hardly beats the seasonal naive.",
+    )
+    coverage: bool = Field(True, description="The live coverage of a level of the job is not what it promises.")
+    drift: bool = Field(True, description="What is observed since the training moves unlike what came before.")
+    new_data: int | None = Field(
+        None, ge=1, description="So many values became known since the last training. Default: however many."
+    )
+    alpha: float = Field(
+        0.02, gt=0, lt=0.5, description="Probability that a test of skill, coverage or drift asks without a cause."
+    )
+    pause_hours: float = Field(
+        24.0, ge=0, le=10_000, description="Hours after a retraining in which the worker asks for no other."
+    )
+    cutoffs: int = Field(60, ge=10, description="Newest cutoffs whose scores are tested; a third must be there.")
+    window: int | None = Field(
+        None, ge=10, description="Newest steps tested for drift; default two seasons or horizons, at least 48."
+    )
 
 
 class SearchRange(_Section):
@@ -363,6 +404,10 @@ class JobConfig(_Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     gate: GateConfig = GateConfig()
     schedule: ScheduleConfig | None = None
+    triggers: TriggersConfig | None = None
+    online_intervals: bool = Field(
+        True, description="Forecasts are issued with what the scores of those before taught of their intervals."
+    )
     search: SearchConfig | None = None
 
     @model_validator(mode="before")
@@ -504,8 +549,8 @@ def setting_values(candidate: Candidate, name: str, dimension: Dimension) -> tup
     """
     network = type(candidate.network).model_fields
     settings = {**network, **TrainingConfig.model_fields}
-    # A seed that did well was lucky, a job's candidates share one device, and all trials start from scratch.
-    searchable = [setting for setting in settings if setting not in ("seed", "device", "start")]
+    # A seed that did well was lucky, candidates share one device, trials start from scratch, on all series.
+    searchable = [setting for setting in settings if setting not in ("seed", "device", "start", "partitions")]
     if name not in searchable:
         raise ValueError(f"{candidate.network.kind} has no such setting to search; it has {', '.join(searchable)}")
     taken: TypeAdapter[Choice] = TypeAdapter(

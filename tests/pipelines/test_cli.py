@@ -1,5 +1,6 @@
 """The command line: it does what its help says, and ends with the exit code its docs promise."""
 
+import json
 import os
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from forecasting.errors import (
     ArtifactError,
     InputError,
     JobError,
+    LedgerUnavailableError,
     ModelNotFoundError,
     RegistryUnavailableError,
     SourceError,
@@ -33,6 +35,7 @@ COMMANDS = (
     "train",
     "backtest",
     "retrain",
+    "runs",
     "search",
     "worker",
     "forecast",
@@ -40,6 +43,8 @@ COMMANDS = (
     "models",
     "promote",
     "rollback",
+    "trial",
+    "decisions",
     "serve",
     "demo",
 )
@@ -74,6 +79,7 @@ def test_there_are_no_commands_without_a_test() -> None:
 
 def test_the_life_of_a_model(cli: CliRunner, job_file: Path, settings: PipelineSettings, tmp_path: Path) -> None:
     assert "no models yet" in cli.invoke(app, ["models"]).output
+    assert "no decisions yet" in cli.invoke(app, ["decisions"]).output
 
     trained = cli.invoke(app, ["train", str(job_file)], catch_exceptions=False)
     assert "registered tiny version 1 as challenger" in trained.output
@@ -81,13 +87,41 @@ def test_the_life_of_a_model(cli: CliRunner, job_file: Path, settings: PipelineS
     retrained = cli.invoke(app, ["retrain", str(job_file)], catch_exceptions=False)
     assert "tiny version 2 promoted: crps on 6 cutoffs" in retrained.output
 
+    for _ in range(2):
+        skipped = cli.invoke(app, ["retrain", str(job_file), "--key", "again"], catch_exceptions=False)
+        assert "run again of tiny is skipped: nothing changed since run tiny-" in skipped.output
+    lines = cli.invoke(app, ["runs", "tiny", "--json"], catch_exceptions=False).output.splitlines()
+    told = [json.loads(line) for line in lines]
+    assert [(run["state"], run["version"]) for run in told] == [("skipped", None), ("done", "2")]
+    table = cli.invoke(app, ["runs", "--state", "done", "--limit", "1"], catch_exceptions=False).output
+    assert "2 promoted" in table
+    assert "again" not in table
+    assert cli.invoke(app, ["runs", "--state", "failed"]).output == "no such run\n"
+    assert exit_code_of(cli.invoke(app, ["runs", "--state", "lost"]).exception or Exception()) == 2
+
     listed = cli.invoke(app, ["models"]).output
     assert "challenger, champion" in listed
     promoted = cli.invoke(app, ["promote", "tiny", "1", "--reason", "by hand, to see"])
     assert promoted.output.strip() == "tiny version 1 is the champion"
     assert "by hand, to see" in cli.invoke(app, ["models"]).output
     assert open_registry(settings.registry).resolve("tiny").tags[TAG_DECISION] == "promoted"
-    assert cli.invoke(app, ["rollback", "tiny"]).output.strip() == "tiny version 2 is the champion again"
+    rolled = cli.invoke(app, ["rollback", "tiny", "--reason", "seen enough", "--user", "kim"])
+    assert rolled.output.strip() == "tiny version 2 is the champion again"
+    lines = cli.invoke(app, ["decisions", "tiny", "--json"]).output.splitlines()
+    decisions = [json.loads(line) for line in lines]
+    assert [(d["version"], d["action"], d["kind"]) for d in decisions] == [
+        ("1", "rollback", "override"),
+        ("1", "promote", "override"),
+        ("2", "promote", "first"),
+    ]
+    assert (decisions[0]["by"], decisions[0]["reason"], decisions[0]["against"]) == (
+        "person kim",
+        "seen enough",
+        "2",
+    )
+    shown = cli.invoke(app, ["decisions", "--limit", "1"]).output
+    assert "seen enough" in shown
+    assert "by hand, to see" not in shown
 
     source = SimulateSource(n_sensors=2, n_steps=100, freq="h", seed=1, missing_rate=0.0)
     frame = source.load(SourceContext(tmp_path, tmp_path))[["unique_id", "ds", "y"]].dropna()
@@ -169,6 +203,7 @@ def test_a_finished_or_failed_run_leaves_no_folder_behind(
         (JobError("x"), 2),
         (SourceError("x"), 3),
         (RegistryUnavailableError("x"), 3),
+        (LedgerUnavailableError("x"), 3),
         (ModelNotFoundError("x"), 4),
     ],
 )

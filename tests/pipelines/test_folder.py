@@ -13,7 +13,7 @@ from forecasting.errors import InputError, LedgerUnavailableError
 from ledger.ingested import IngestedStore
 from ledger.ledger import Ledger, open_ledger
 from pipelines.cli import app
-from pipelines.commands import parse_columns
+from pipelines.filling import parse_columns
 from pipelines.folder import FileLayout, FolderWatch, read_rows
 from pipelines.settings import PipelineSettings
 

@@ -203,6 +203,14 @@ def test_a_trial_without_evidence_is_given_up() -> None:
     assert decision.reason.endswith("the trial is over")
 
 
+def test_cutoffs_that_overlap_give_a_trial_as_much_more_time() -> None:
+    even = live(1.0, 1.0, 239)
+    overlapping = Live(even.challenger, even.champion, even.challenger_K, even.champion_K, lags=3)
+    assert judge_trial(overlapping, level=0.005, most=60).action == "shadow"
+    assert judge_watch(overlapping, level=0.005, most=60).action == "shadow"
+    assert judge_watch(overlapping, level=0.005, most=59).action == "keep"
+
+
 def test_a_trial_of_a_worse_challenger_ends_early() -> None:
     decision = judge_trial(live(1.3, 1.0, 30), level=0.005, most=60)
     assert decision.action == "keep"

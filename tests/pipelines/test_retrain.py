@@ -3,9 +3,9 @@
 import json
 import signal
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -17,6 +17,7 @@ from mlflow.tracking import MlflowClient
 from forecasting.artifact import load_artifact
 from forecasting.errors import (
     JobError,
+    LedgerUnavailableError,
     ModelNotFoundError,
     PanelError,
     RegistryError,
@@ -24,10 +25,22 @@ from forecasting.errors import (
     TrainingError,
 )
 from forecasting.panel import Columns
-from forecasting.registry import CHALLENGER, TAG_DATASET, TAG_DECISION, TAG_REASON, TAG_TARGET, open_registry
-from pipelines.retrain import backtest, fit_forecaster, load_data, retrain, run_now, train
+from forecasting.registry import (
+    CHALLENGER,
+    SHADOW,
+    TAG_DATASET,
+    TAG_DECISION,
+    TAG_NUMBERS,
+    TAG_REASON,
+    TAG_TARGET,
+    open_registry,
+)
+from ledger.decisions import RecordedDecision
+from pipelines.promotion import Account
+from pipelines.retrain import account_of, backtest, fit_forecaster, load_data, retrain, run_now, train
 from pipelines.run import Run, new_run
 from pipelines.settings import PipelineSettings
+from tests.conftest import free_port
 from tests.pipelines.conftest import TINY
 from training.backtest import leaderboard
 from training.tracking import Tracker
@@ -94,7 +107,118 @@ def test_a_second_retraining_meets_the_champion_on_the_same_cutoffs(
     best = second.report["best"]
     assert second.report["scores"]["champion v1"] == first.report["scores"][best]
     assert second.decision is not None
+    assert "refresh, " in second.decision.reason
     assert "= champion v1" in second.decision.reason
+    assert second.decision.promote
+    registry = open_registry(settings.registry)
+    assert registry.resolve("tiny").version == "2"
+    assert registry.resolve("tiny", SHADOW).version == "1", "the one before is there to be compared live"
+    recorded = run.ledger.decisions.of_model("tiny")
+    assert [(d.version, d.against, d.action, d.by, d.kind) for d in recorded] == [
+        ("2", "1", "promote", "gate", "refresh"),
+        ("1", None, "promote", "gate", "first"),
+    ]
+    assert recorded[0].numbers["look"] == 1
+    assert recorded[0].reason == second.decision.reason
+    tags = registry.resolve("tiny").tags
+    assert json.loads(tags[TAG_NUMBERS]) == recorded[0].numbers == second.decision.numbers
+    parent = next(r for r in runs_of(settings) if r.info.run_id == tags["hindcast.tracking_run"])
+    assert parent.data.tags[TAG_NUMBERS] == tags[TAG_NUMBERS]
+
+
+def test_another_configuration_is_no_refresh(run: Run, job_file: Path, settings: PipelineSettings) -> None:
+    retrain(run)
+    job_file.write_text(TINY.replace("learning_rate: 0.01", "learning_rate: 0.011"))
+    outcome = retrain(new_run(job_file, settings, Listener()))
+    assert not outcome.report["refresh"]
+    assert outcome.decision is not None
+    assert outcome.decision.numbers["kind"] == "new"
+
+
+@pytest.mark.parametrize("taken", [False, True])
+def test_a_challenger_that_lacks_evidence_goes_to_the_shadow_unless_it_is_taken(
+    run: Run, job_file: Path, settings: PipelineSettings, taken: bool
+) -> None:
+    retrain(run)
+    job_file.write_text(TINY.replace("learning_rate: 0.01", "learning_rate: 0.011"))
+    second = new_run(job_file, settings, Listener())
+
+    def leave_it_open(name: str, function: Callable[..., T], *args: object) -> T:
+        result: T = run_now(name, function, *args)
+        if name == "backtest":
+            champion_KN = np.random.default_rng(0).uniform(1, 2, size=(6, 2))
+            noise_KN = np.random.default_rng(1).normal(0, 0.1, size=(6, 2))
+            challenger_KN = champion_KN - 0.01 + noise_KN - noise_KN.mean()
+            outcome: Any = result
+            found = {outcome["best"]: challenger_KN, "champion v1": champion_KN, "seasonal_naive": champion_KN + 5}
+            np.savez(second.folder / "losses.npz", **found)
+            for who, losses_KN in found.items():
+                outcome["scores"][who]["crps"] = float(losses_KN.mean())
+        return result
+
+    registry = open_registry(settings.registry)
+    if taken:
+        registry.set_alias("tiny", SHADOW, "1")
+    done = retrain(second, leave_it_open)
+    assert done.decision is not None
+    assert done.decision.action == ("keep" if taken else "shadow")
+    assert registry.resolve("tiny").version == "1"
+    assert registry.resolve("tiny", SHADOW).version == ("1" if taken else "2")
+    tags = registry.version("tiny", "2").tags
+    assert tags[TAG_DECISION] == ("not promoted" if taken else "in the shadow")
+    if taken:
+        assert tags[TAG_REASON].endswith("version 1 is in the shadow")
+
+
+def test_a_person_who_is_faster_than_the_gate_is_not_overruled(
+    run: Run, job_file: Path, settings: PipelineSettings
+) -> None:
+    retrain(run)
+    registry = open_registry(settings.registry)
+    second = new_run(job_file, settings, Listener())
+    train(second)
+    third = new_run(job_file, settings, Listener())
+
+    def promote_meanwhile(name: str, function: Callable[..., T], *args: object) -> T:
+        if name == "promote":
+            registry.set_alias("tiny", "champion", "2")
+        return run_now(name, function, *args)
+
+    retrain(third, promote_meanwhile)
+    assert registry.resolve("tiny").version == "2"
+    assert registry.version("tiny", "3").tags[TAG_DECISION] == "not promoted"
+    newest = third.ledger.decisions.of_model("tiny", limit=1)[0]
+    assert (newest.version, newest.action) == ("3", "keep")
+    assert "version 2 became the champion before it" in newest.reason
+
+
+def test_looks_are_counted_from_the_record(run: Run, settings: PipelineSettings) -> None:
+    retrain(run)
+    looked = RecordedDecision("", "tiny", "", "1", "keep", "gate", "new", "worse")
+    for look in range(53):
+        run.ledger.decisions.record(replace(looked, key=f"run-{look}:gate", version=str(look)))
+    promoted = replace(looked, key="trial", version="52", action="promote", by="trial")
+    run.ledger.decisions.record(promoted)
+    assert account_of(run.ledger.decisions, run.job, "new", "") == Account(looks=1, promotions=1)
+    assert account_of(run.ledger.decisions, run.job, "new", "run-52:gate") == Account(looks=0, promotions=0)
+    assert account_of(run.ledger.decisions, run.job, "refresh", "") == Account()
+
+
+def test_without_a_ledger_nothing_is_decided_and_the_repeated_step_decides(
+    run: Run, settings: PipelineSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lose_the_ledger(name: str, function: Callable[..., T], *args: object) -> T:
+        if name == "decide":
+            nowhere = f"postgresql://nobody@127.0.0.1:{free_port()}/none"
+            object.__setattr__(run, "settings", settings.model_copy(update={"ledger_url": nowhere}))
+            with pytest.raises(LedgerUnavailableError):
+                function(*args)
+            assert open_registry(settings.registry).version("tiny", "1").aliases == (CHALLENGER,)
+            object.__setattr__(run, "settings", settings)
+        return run_now(name, function, *args)
+
+    assert retrain(run, lose_the_ledger).decision is not None
+    assert open_registry(settings.registry).resolve("tiny").version == "1"
 
 
 def test_a_worse_challenger_is_published_and_not_promoted(
@@ -222,6 +346,7 @@ def test_a_repeated_step_publishes_no_second_version(run: Run, settings: Pipelin
     outcome = retrain(run, twice)
     registry = open_registry(settings.registry)
     assert [v.version for v in registry.versions("tiny")] == ["1"]
+    assert [d.version for d in run.ledger.decisions.of_model("tiny")] == ["1"]
     assert registry.resolve("tiny").version == outcome.version == "1"
 
 

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import mlflow
@@ -18,6 +18,8 @@ from dbos import DBOSClient, DBOSPortableJSONSerializer
 
 from forecasting.errors import JobError, ModelNotFoundError
 from forecasting.registry import ModelVersion, open_registry
+from ledger.ledger import Ledger, open_ledger
+from ledger.runs import RunRecord
 from pipelines.cli import main
 from pipelines.report import LogReporter
 from pipelines.retrain import TAG_RUN_KEY, retrain
@@ -184,6 +186,60 @@ def test_a_retraining_that_fails_says_so_and_the_worker_goes_on(tmp_path: Path) 
     assert [v.version for v in versions(tmp_path)] == ["1"]
     assert {status for _, status in runs(tmp_path)} <= {"FINISHED", "FAILED"}
     assert not list((tmp_path / "runs").iterdir())
+
+
+@pytest.mark.slow
+def test_missed_ticks_are_made_up_for_once_and_requests_are_run_at_once(tmp_path: Path) -> None:
+    job = load_job(write_job(tmp_path / "jobs", "0 0 * * *"))
+    path = write_job(tmp_path / "jobs", NEVER, name="fans")
+    path.write_text(path.read_text(encoding="utf-8").split("schedule:")[0], encoding="utf-8")
+    today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    ledger = open_ledger(f"sqlite:///{tmp_path}/ledger.db")
+    # As a worker left it that was last alive five days ago.
+    ledger.runs.set_job("pumps", job.digest(), "0 0 * * * UTC", today - timedelta(days=4))
+    ledger.runs.set_job("gone", "digest", None, None)
+    with worker(tmp_path) as process:
+        process.wait_for("no worker fired the tick of .*; it is caught up now")
+        caught_up = wait_for_runs(ledger, 1)[0]
+        assert (caught_up.trigger, caught_up.state, caught_up.version) == ("schedule", "done", "1")
+        assert caught_up.cause == f"the tick of {today}, which is late: no worker was there or free to run it"
+        assert [(known.name, known.schedule, known.next_tick) for known in ledger.runs.jobs()] == [
+            ("fans", None, None),
+            ("pumps", "0 0 * * * UTC", today + timedelta(days=1)),
+        ]
+
+        for key in ("same", "fans"):
+            ledger.runs.request("pumps" if key == "same" else "fans", "request", "asked over HTTP", key)
+        ledger.runs.request("nobody", "request", "asked over HTTP", "unknown")
+        ended = {run.key: run for run in wait_for_runs(ledger, 4)}
+        wait_until_done(tmp_path, list(states(tmp_path)))
+    assert {key: ended[key].state for key in ("same", "fans", "unknown")} == {
+        "same": "skipped",
+        "fans": "done",
+        "unknown": "failed",
+    }
+    assert ended["same"].reason == (
+        f"nothing changed since run {caught_up.key}, which made version 1: same data, same job"
+    )
+    started = ended["same"].started_at
+    assert started is not None
+    assert started - ended["same"].requested_at < timedelta(seconds=4), (
+        "two seconds, on a machine that is not busy"
+    )
+    assert ended["unknown"].error == "no worker knows a job named 'nobody'"
+    assert set(states(tmp_path).values()) == {"SUCCESS"}
+    assert len(states(tmp_path)) == 3, "one of four missed ticks, and two requests for jobs there are"
+    assert [v.tags[TAG_RUN_KEY] for v in versions(tmp_path)] == [caught_up.key]
+    ledger.close()
+
+
+def wait_for_runs(ledger: Ledger, count: int, seconds: float = 60) -> list[RunRecord]:
+    """Wait until so many runs have ended, and return all there are, newest first."""
+    deadline = time.monotonic() + seconds
+    while not (len(found := ledger.runs.list()) == count and all(run.ended for run in found)):
+        assert time.monotonic() < deadline, found
+        time.sleep(0.1)
+    return list(found)
 
 
 @pytest.mark.slow

@@ -46,7 +46,8 @@ def test_each_actual_teaches_once(ledger: Ledger) -> None:
     ledger.observations.append("pumps", rows_of([99], first=3))
     score_matured(ledger)
     assert stretch_of(ledger) == pytest.approx(0.095, abs=1e-6)
-    assert stretch_of(ledger, step=2) == pytest.approx(0.095, abs=1e-6)
+    # Of two steps ahead less is learned from each: the forecasts in between are alike.
+    assert stretch_of(ledger, step=2) == pytest.approx(0.095 / np.sqrt(2), abs=1e-6)
 
 
 def test_what_was_added_to_a_forecast_is_taken_off_before_it_teaches(ledger: Ledger) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -24,8 +25,10 @@ from forecasting.registry import (
 from ledger.decisions import RecordedDecision
 from ledger.ledger import Ledger, open_ledger
 from pipelines.promotion import Decision
+from pipelines.score import score_matured
 from pipelines.trial import Court, judge_shadow, overlapping
 from tests.conftest import make_forecaster
+from tests.ledger.issued import issued, rows_of
 from tests.pipelines.conftest import TINY
 from training.job import GateMetric, parse_job
 
@@ -181,7 +184,7 @@ def test_a_new_champion_that_is_worse_live_makes_way_for_the_one_before(court: C
 def test_a_new_champion_that_holds_its_own_is_alone_after_the_watch(court: Court) -> None:
     promote(court.registry, "tiny", "2", {TAG_REASON: "much better"})
     watch_previous(court.registry, "tiny")
-    give(court, v1=losses(1.0, 20, 1), v2=losses(1.0, 20, 2))
+    give(court, v1=losses(1.0, 30, 1), v2=losses(1.0, 30, 2))
     decision = judge_shadow(court, JOB)
     assert decision is not None
     assert decision.action == "keep"
@@ -263,6 +266,20 @@ def test_a_judgement_killed_at_any_change_is_carried_through_by_the_next(
     assert [d.action for d in court.decisions.of_model("tiny")].count(case) == 1
 
 
+def test_what_was_recorded_is_carried_out_whatever_the_scores_say_by_then(
+    court: Court, registry: DirectoryRegistry
+) -> None:
+    send_to_the_shadow(court)
+    give(court, v1=losses(1.0, 40, 1), v2=losses(0.8, 40, 2))
+    with pytest.raises(KeyboardInterrupt):
+        judge_shadow(Court(Dying(registry.root, 2, after=False), court.decisions, court.scores), JOB)
+    give(court, v1=losses(1.0, 40, 1), v2=losses(3.0, 40, 2))
+    decision = judge_shadow(court, JOB)
+    assert decision is not None
+    assert decision.action == "promote"
+    assert registry.resolve("tiny").version == "2"
+
+
 def test_without_the_ledger_no_alias_moves(court: Court, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     send_to_the_shadow(court)
     give(court, v1=losses(1.0, 40, 1), v2=losses(0.8, 40, 2))
@@ -292,3 +309,33 @@ def test_sessions_are_counted_on_their_calendar() -> None:
     text = TINY.replace("freq: h\nhorizon", "freq: XNYS\nhorizon")
     sessions = pd.DatetimeIndex(["2024-07-01", "2024-07-02", "2024-07-03", "2024-07-05", "2024-07-08"])
     assert overlapping(sessions, parse_job(text)) == 3
+
+
+def test_from_forecasts_and_actuals_to_a_promotion(ledger: Ledger, tmp_path: Path) -> None:
+    """No score is given here: the ledger's own decide."""
+    registry = DirectoryRegistry(tmp_path / "registry")
+    for seed in range(2):
+        save_artifact(make_forecaster(seed=seed), tmp_path / f"artifact-{seed}")
+        registry.publish("pumps", tmp_path / f"artifact-{seed}", {})
+    promote(registry, "pumps", "1")
+    registry.set_alias("pumps", SHADOW, "2")
+    sent = RecordedDecision(
+        "run-2:gate", "pumps", "2", "1", "shadow", "gate", "new", "perhaps", {"trial_level": 0.005, "margin": 0.0}
+    )
+    ledger.decisions.record(sent)
+    rng = np.random.default_rng(0)
+    actuals = 10 + rng.normal(size=160)
+    for k in range(39):
+        cutoff = 4 * k
+        for version, role, spread in (("1", "champion", 4.0), ("2", "shadow", 1.0)):
+            centre = 10 + spread * rng.normal()
+            told: dict[str, Any] = {"version": version, "role": role, "forecast_id": f"{version}-{k}"}
+            ledger.forecasts.append([issued(cutoff, centre, horizon=4, **told)])
+    ledger.observations.append("pumps", rows_of(actuals.tolist()))
+    score_matured(ledger, adjust=False)
+    job = parse_job(TINY.replace("name: tiny", "name: pumps"))
+    decision = judge_shadow(Court(registry, ledger.decisions, ledger.scores), job)
+    assert decision is not None
+    assert decision.action == "promote", decision.reason
+    assert decision.numbers["cutoffs"] == 39
+    assert registry.resolve("pumps").version == "2"

@@ -25,6 +25,7 @@ WHOLE_SECTIONS = {
     "evaluation",
     "gate",
     "schedule",
+    "triggers",
     "search",
     "network",
     "kind",

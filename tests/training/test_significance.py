@@ -92,9 +92,19 @@ def test_it_is_one_sided_and_counts_from_the_margin() -> None:
 
 def test_without_overlap_and_with_one_series_it_is_half_of_diebold_mariano() -> None:
     rng = np.random.default_rng(6)
-    a, b = rng.normal(size=40), rng.normal(0.3, 1, size=40)
-    two_sided = diebold_mariano(a, b, lags=0)
-    assert compare_losses(a[:, None], b[:, None], 0).p_value == pytest.approx(two_sided / 2, rel=1e-9)
+    # Luck that changes sides every time: nothing lasts, so no lag counts.
+    a = np.abs(rng.normal(1, 0.1, size=40)) * np.where(np.arange(40) % 2, 1, -1) + 0.1
+    two_sided = diebold_mariano(a, np.zeros(40), lags=0)
+    assert compare_losses(-a[:, None], np.zeros((40, 1)), 0).p_value == pytest.approx(two_sided / 2, rel=1e-9)
+
+
+def test_luck_that_lasts_is_less_evidence_than_as_much_luck_that_does_not() -> None:
+    rng = np.random.default_rng(12)
+    fleeting = rng.normal(size=(40, 1))
+    lasting = np.sort(fleeting, axis=0)
+    zero = np.zeros((40, 1))
+    lasting_p, fleeting_p = (compare_losses(d - 0.5, zero, 0).p_value for d in (lasting, fleeting))
+    assert lasting_p > 2 * fleeting_p
 
 
 def test_too_few_forecasts_that_do_not_overlap_prove_nothing() -> None:

@@ -32,9 +32,9 @@ LINGER = 0.05
 """Seconds answers are collected for one write."""
 RETRY = 0.5
 """Seconds for which a ledger that does not answer is left alone."""
-AT_ONCE = 50
+AT_ONCE = 20
 """Forecasts in one transaction, unless a single answer has more."""
-SHARE = 0.1
+SHARE = 0.05
 """Share of its time that bringing takes while requests are being answered."""
 SILENCE = 10.0
 """Seconds between two log lines about what is lost; the metrics have every one."""

@@ -106,9 +106,9 @@ def train_command(job: JobFile) -> None:
 
     Example: `hindcast train jobs/co2.yaml`
     """
-    from pipelines import commands
+    from pipelines.commands import training
 
-    commands.train_job(read_settings(), job)
+    training.train_job(read_settings(), job)
 
 
 @app.command("backtest")
@@ -129,9 +129,9 @@ def backtest_command(
 
     Example: `hindcast backtest jobs/co2.yaml --out results`
     """
-    from pipelines import commands
+    from pipelines.commands import training
 
-    commands.backtest_jobs(read_settings(), jobs or [], folder, to, picture, cutoffs)
+    training.backtest_jobs(read_settings(), jobs or [], folder, to, picture, cutoffs)
 
 
 @app.command("retrain")
@@ -155,9 +155,9 @@ def retrain_command(
 
     Example: `hindcast retrain jobs/sp500.yaml --key sp500-monday`
     """
-    from pipelines import commands
+    from pipelines.commands import training
 
-    commands.retrain_jobs(read_settings(), jobs or [], folder, key, force=force)
+    training.retrain_jobs(read_settings(), jobs or [], folder, key, force=force)
 
 
 @app.command("runs")
@@ -173,9 +173,9 @@ def runs_command(
 
     Example: `hindcast runs sp500 --state failed`
     """
-    from pipelines import commands
+    from pipelines.commands import training
 
-    commands.list_runs(read_settings(), job, state, limit, as_json=as_json)
+    training.list_runs(read_settings(), job, state, limit, as_json=as_json)
 
 
 @app.command("search")
@@ -193,9 +193,9 @@ def search_command(
 
     Example: `hindcast search jobs/co2.yaml --trials 50 --candidate lstm`
     """
-    from pipelines import commands
+    from pipelines.commands import training
 
-    commands.search_job(read_settings(), job, trials, candidate)
+    training.search_job(read_settings(), job, trials, candidate)
 
 
 @app.command("ingest")
@@ -207,9 +207,9 @@ def ingest_command(job: JobFile) -> None:
 
     Example: `hindcast ingest jobs/co2.yaml`
     """
-    from pipelines import commands
+    from pipelines.commands import feeding
 
-    commands.ingest(read_settings(), job)
+    feeding.ingest(read_settings(), job)
 
 
 Dataset = Annotated[str, typer.Option(help="The name the series are kept under in the ledger.")]
@@ -239,10 +239,10 @@ def watch_command(
 
     Example: `hindcast watch /data/inbox --dataset plant`
     """
-    from pipelines import filling
+    from pipelines.commands import feeding
 
     layout = {"columns": columns, "static": static or [], "separator": separator, "decimal": decimal}
-    filling.watch(read_settings(), folder, dataset, layout, poll, settle, once)
+    feeding.watch(read_settings(), folder, dataset, layout, poll, settle, once)
 
 
 @app.command("bridge")
@@ -273,10 +273,10 @@ def bridge_command(
 
     Example: `hindcast bridge mqtt --dataset plant --topic "plant/{unique_id}/value" --every 10s`
     """
-    from pipelines import filling
+    from pipelines.commands import feeding
 
     del kind
-    filling.bridge(read_settings(), dataset, topic, broker, columns, epoch, every, client_id)
+    feeding.bridge(read_settings(), dataset, topic, broker, columns, epoch, every, client_id)
 
 
 @app.command("worker")
@@ -287,9 +287,9 @@ def worker_command(
 
     Example: `HINDCAST_SCHEDULER_DB=postgresql://localhost/hindcast hindcast worker --jobs jobs`
     """
-    from pipelines import commands
+    from pipelines.commands import training
 
-    commands.run_worker(read_settings(), jobs)
+    training.run_worker(read_settings(), jobs)
 
 
 @app.command("forecast")
@@ -316,12 +316,12 @@ def forecast_command(
 
     Example: `hindcast forecast co2 --input co2.csv --level 80 --output forecast.csv`
     """
-    from pipelines import commands
+    from pipelines.commands import forecasts
 
     if batch:
-        commands.forecast_panel_in_parts(read_settings(), model, source, to, level, alias, part_rows)
+        forecasts.forecast_panel_in_parts(read_settings(), model, source, to, level, alias, part_rows)
         return
-    commands.forecast_file(read_settings(), model, source, to, level, alias)
+    forecasts.forecast_file(read_settings(), model, source, to, level, alias)
 
 
 @app.command("replay")
@@ -336,9 +336,9 @@ def replay_command(
 
     Example: `hindcast replay 0b0f6f5e-6f0c-4d2b-9a53-2f1f0d6c3c55`
     """
-    from pipelines import commands
+    from pipelines.commands import forecasts
 
-    if not commands.replay_forecast(read_settings(), forecast_id, threads, device):
+    if not forecasts.replay_forecast(read_settings(), forecast_id, threads, device):
         raise typer.Exit(1)
 
 
@@ -353,9 +353,9 @@ def issue_command(
 
     Example: `hindcast issue jobs/pumps.yaml`
     """
-    from pipelines import commands
+    from pipelines.commands import forecasts
 
-    commands.issue_forecasts(read_settings(), job)
+    forecasts.issue_forecasts(read_settings(), job)
 
 
 @app.command("score")
@@ -374,9 +374,9 @@ def score_command(
 
     Example: `hindcast score pumps --by step --retain 90`
     """
-    from pipelines import commands
+    from pipelines.commands import forecasts
 
-    commands.score_forecasts(read_settings(), model, retain, by or [])
+    forecasts.score_forecasts(read_settings(), model, retain, by or [])
 
 
 @app.command("check")
@@ -390,9 +390,9 @@ def check_command(
 
     Example: `hindcast check jobs/pumps.yaml --request`
     """
-    from pipelines import commands
+    from pipelines.commands import forecasts
 
-    commands.check_job(read_settings(), job, request=request)
+    forecasts.check_job(read_settings(), job, request=request)
 
 
 @app.command("tend")
@@ -404,9 +404,9 @@ def tend_command(jobs: JobFiles = None, folder: AllJobs = None) -> None:
 
     Example: `hindcast tend --all jobs`
     """
-    from pipelines import commands
+    from pipelines.commands import forecasts
 
-    commands.tend_jobs(read_settings(), jobs or [], folder)
+    forecasts.tend_jobs(read_settings(), jobs or [], folder)
 
 
 @app.command("models")
@@ -415,9 +415,9 @@ def models_command() -> None:
 
     Example: `hindcast models`
     """
-    from pipelines import commands
+    from pipelines.commands import models
 
-    commands.list_models(read_settings())
+    models.list_models(read_settings())
 
 
 @app.command("promote")
@@ -437,11 +437,11 @@ def promote_command(
 
     Example: `hindcast promote co2 3 --reason "sensor was replaced"`
     """
-    from pipelines import commands
+    from pipelines.commands import models
     from pipelines.override import Override
 
     override = Override(reason, user, unrecorded=unrecorded)
-    commands.promote_model(read_settings(), model, version, override, hold=hold)
+    models.promote_model(read_settings(), model, version, override, hold=hold)
 
 
 @app.command("rollback")
@@ -452,10 +452,10 @@ def rollback_command(
 
     Example: `hindcast rollback co2 --reason "its intervals are too narrow"`
     """
-    from pipelines import commands
+    from pipelines.commands import models
     from pipelines.override import Override
 
-    commands.roll_back(read_settings(), model, Override(reason, user, unrecorded=unrecorded))
+    models.roll_back(read_settings(), model, Override(reason, user, unrecorded=unrecorded))
 
 
 @app.command("trial")
@@ -467,9 +467,9 @@ def trial_command(job: JobFile) -> None:
 
     Example: `hindcast trial jobs/co2.yaml`
     """
-    from pipelines import commands
+    from pipelines.commands import models
 
-    commands.judge_job(read_settings(), job)
+    models.judge_job(read_settings(), job)
 
 
 @app.command("decisions")
@@ -482,9 +482,9 @@ def decisions_command(
 
     Example: `hindcast decisions co2 --limit 5 --json`
     """
-    from pipelines import commands
+    from pipelines.commands import models
 
-    commands.list_decisions(read_settings(), model, limit, as_json=as_json)
+    models.list_decisions(read_settings(), model, limit, as_json=as_json)
 
 
 @app.command("serve")
@@ -498,9 +498,9 @@ def serve_command(
 
     Example: `hindcast serve --port 8080`
     """
-    from pipelines import commands
+    from pipelines.commands import models
 
-    commands.serve(read_settings(), host, port)
+    models.serve(read_settings(), host, port)
 
 
 @app.command("demo")

@@ -36,6 +36,8 @@ class AdjustmentBook:
         """
         known: dict[Version, Mapping[str, Adjustment]] = {}
         for model in self._loaded():
+            if not model.adjusts:
+                continue
             version = (model.name, model.version)
             changed_at = ledger.adjustments.changed_at(model.name)
             if version in self._known and self._changed_at.get(version) == changed_at:

@@ -17,7 +17,14 @@ from typing import Literal
 from forecasting.calendar import Calendar, parse_freq
 from forecasting.errors import ArtifactError, InputError, ModelNotFoundError
 from forecasting.forecaster import Forecaster, interval_bounds
-from forecasting.registry import TAG_DATASET, TAG_TARGET, ModelVersion, Registry, load_version
+from forecasting.registry import (
+    TAG_DATASET,
+    TAG_ONLINE_INTERVALS,
+    TAG_TARGET,
+    ModelVersion,
+    Registry,
+    load_version,
+)
 from forecasting.spec import ForecasterSpec
 from ledger.observations import TARGET
 from service.failures import next_failure
@@ -52,6 +59,8 @@ class LoadedModel:
     """The ledger's dataset it reads."""
     target: str
     """The column of that dataset it forecasts."""
+    adjusts: bool = True
+    """Whether its intervals are issued with what the scores taught of them."""
 
     @property
     def spec(self) -> ForecasterSpec:
@@ -240,8 +249,9 @@ class ModelSlots:
         now = datetime.now(UTC)
         digest, alias = version.digest or "", self.settings.alias
         dataset, target = version.tags.get(TAG_DATASET, version.model), version.tags.get(TAG_TARGET, TARGET)
+        adjusts = version.tags.get(TAG_ONLINE_INTERVALS) != "false"
         return LoadedModel(
-            version.model, version.version, alias, digest, now, forecaster, calendar, dataset, target
+            version.model, version.version, alias, digest, now, forecaster, calendar, dataset, target, adjusts
         )
 
     def _announce(self, slot: ModelSlot, version: ModelVersion) -> None:

@@ -28,6 +28,7 @@ from forecasting.registry import TAG_DECISION, load_version, open_registry
 from pipelines.cli import app, exit_code_of
 from pipelines.settings import PipelineSettings
 from tests.conftest import free_port
+from tests.pipelines.conftest import TINY
 from training.sources.base import SourceContext
 from training.sources.simulate import SimulateSource
 
@@ -37,9 +38,16 @@ COMMANDS = (
     "retrain",
     "runs",
     "search",
+    "ingest",
+    "watch",
+    "bridge",
     "worker",
     "forecast",
     "replay",
+    "issue",
+    "score",
+    "check",
+    "tend",
     "models",
     "promote",
     "rollback",
@@ -75,6 +83,44 @@ def test_help_does_not_wait_for_torch_or_mlflow() -> None:
 
 def test_there_are_no_commands_without_a_test() -> None:
     assert {c.name for c in app.registered_commands} == set(COMMANDS)
+
+
+def test_the_life_of_a_forecast(cli: CliRunner, tmp_path: Path) -> None:
+    """Ingest, retrain from the ledger, issue; then the truth arrives, is scored, and asks for a retraining."""
+
+    def run(*arguments: str) -> str:
+        result = cli.invoke(app, [*arguments], catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        return " ".join(result.output.split())
+
+    source = SimulateSource(n_sensors=2, n_steps=400, freq="h", seed=1, missing_rate=0.0)
+    frame = source.load(SourceContext(tmp_path, tmp_path))[["unique_id", "ds", "y"]]
+    known = frame["ds"] < frame["ds"].unique()[396]
+    frame[known].to_csv(tmp_path / "plant.csv", index=False)
+    job = tmp_path / "plant.yaml"
+    text = TINY.replace("name: tiny", "name: plant").replace(
+        "  - {kind: lstm, input_size: 24, hidden_size: 8}\n", ""
+    )
+    feed = "{kind: ledger, dataset: hall, feed: {kind: csv, path: plant.csv}}"
+    simulated = "{kind: simulate, n_sensors: 2, n_steps: 500, freq: h, seed: 1}"
+    job.write_text(text.replace(simulated, feed) + "triggers: {new_data: 8, pause_hours: 0}\n")
+
+    assert "792 values new" in run("ingest", str(job))
+    assert "0 values new, 0 revised, 792 unchanged" in run("ingest", str(job))
+    assert "plant version 1 promoted" in run("retrain", str(job))
+    assert "no reason to retrain" in run("check", str(job))
+    assert "plant: 2 forecasts issued by the champion" in run("issue", str(job))
+    assert "plant: 0 forecasts issued by the champion" in run("issue", "plant")
+    assert "2 forecasts looked at, 0 scores written" in run("score")
+
+    frame.to_csv(tmp_path / "plant.csv", index=False)
+    assert "8 values new" in run("ingest", str(job))
+    assert "2 forecasts looked at, 16 scores written" in run("score", "plant")
+    assert "new_data" in run("check", str(job))
+    tended = run("tend", str(job))
+    assert "plant: 2 forecasts issued" in tended
+    assert "a retraining is asked for: 8 values" in tended
+    assert "new_data" in run("runs", "plant", "--state", "queued")
 
 
 def test_the_life_of_a_model(cli: CliRunner, job_file: Path, settings: PipelineSettings, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What the commands do that fill the ledger for as long as they run; they need no training, and load none."""
+"""What the commands do that fill the ledger: ingest, watch, bridge. They load no training they do not need."""
 
 import signal
 from collections.abc import Mapping, Sequence
@@ -12,6 +12,18 @@ from ledger.rules import check_dataset
 from pipelines.console import out, reporting
 from pipelines.folder import FileLayout, FolderWatch
 from pipelines.settings import PipelineSettings
+
+
+def ingest(settings: PipelineSettings, job: Path) -> None:
+    """Append what a job's source has to the ledger, and print what became of it."""
+    from pipelines.ingest import ingest_job, tell_refusals
+    from training.job import load_job
+
+    config = load_job(job)
+    with reporting() as reporter, closing(open_ledger(settings.ledger)) as ledger:
+        done = ingest_job(config, job.parent.absolute(), settings.cache_dir, ledger, reporter)
+        tell_refusals(done.refusals, done.refused, reporter)
+    out.print(done.describe(), markup=False)
 
 
 def watch(

@@ -47,8 +47,9 @@ def audit_job(report: Report, ledger: Ledger, registry: Registry, job: str, arri
     truth = last_word(arrived.rows)
     first = load_version(registry, registry.version(job, "1"))
     records = ledger.forecasts.select(forecasts.c.model == job, forecasts.c.role == "champion")
-    issued = Issued(records, first, np.stack([_actual(truth, one) for one in records]))
-    _audit_scores(report, ledger, job, issued)
+    if records:
+        issued = Issued(records, first, np.stack([_actual(truth, one) for one in records]))
+        _audit_scores(report, ledger, job, issued)
     _audit_decisions(report, ledger, job)
 
 

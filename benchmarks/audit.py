@@ -45,9 +45,9 @@ def audit_job(report: Report, ledger: Ledger, registry: Registry, job: str, arri
     """Add what became of a job's observations, forecasts, scores and decisions."""
     _audit_observations(report, ledger, job, arrived)
     truth = last_word(arrived.rows)
-    first = load_version(registry, registry.version(job, "1"))
     records = ledger.forecasts.select(forecasts.c.model == job, forecasts.c.role == "champion")
     if records:
+        first = load_version(registry, registry.version(job, records[0].version))
         issued = Issued(records, first, np.stack([_actual(truth, one) for one in records]))
         _audit_scores(report, ledger, job, issued)
     _audit_decisions(report, ledger, job)

@@ -51,7 +51,7 @@ def newest_version(folder: Path) -> int:
 def stack(tmp_path: Path) -> Iterator[Stack]:
     """An MLflow server, a service and a worker, started at the same time."""
     port = free_port()
-    jobs = write_job(tmp_path / "jobs", "*/5 * * * * *").parent
+    jobs = write_job(tmp_path / "jobs", "*/5 * * * * *", schedule={"force": True}).parent
     with ExitStack() as started:
         registry, mlflow = started.enter_context(mlflow_process(tmp_path, store_in(tmp_path)))
         served = {"HINDCAST_REGISTRY_URI": registry, "HINDCAST_PORT": str(port), "HINDCAST_POLL_SECONDS": "0.5"}

@@ -10,7 +10,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 import training.sources
 from training.sources import AnySource, Source
 
-KINDS = {"sample", "simulate", "csv", "parquet", "yahoo"}
+KINDS = {"sample", "simulate", "csv", "parquet", "yahoo", "sql", "ledger"}
 CLASSES = [getattr(training.sources, name) for name in training.sources.__all__]
 CONFIGS = [c for c in CLASSES if isinstance(c, type) and issubclass(c, BaseModel) and "kind" in c.model_fields]
 DOCS = (Path(__file__).parents[3] / "docs" / "data.md").read_text(encoding="utf-8")
@@ -74,6 +74,12 @@ def test_a_key_too_many_or_too_few_is_refused(config: dict[str, str]) -> None:
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
 def test_a_source_survives_the_way_through_json(kind: str) -> None:
-    required = {"sample": {"dataset": "co2"}, "csv": {"path": "a"}, "parquet": {"path": "a"}}
+    required = {
+        "sample": {"dataset": "co2"},
+        "csv": {"path": "a"},
+        "parquet": {"path": "a"},
+        "sql": {"url_env": "PLANT_DB", "table": "readings"},
+        "ledger": {"dataset": "plant"},
+    }
     source = _parse({"kind": kind, **required.get(kind, {}), **({"tickers": ["AAPL"]} if kind == "yahoo" else {})})
     assert TypeAdapter(AnySource).validate_json(TypeAdapter(AnySource).dump_json(source)) == source

@@ -36,7 +36,7 @@ class Plan:
     @property
     def regime_change(self) -> int:
         """The day from which the plant runs on another rhythm."""
-        return self.at(0.40)
+        return self.at(0.25)
 
     @property
     def broken(self) -> range:
@@ -46,12 +46,12 @@ class Plan:
     @property
     def outage(self) -> range:
         """The days on which the ledger's database is away."""
-        return range(self.at(0.25), self.at(0.25) + 3)
+        return range(self.at(0.15), self.at(0.15) + 3)
 
     @property
     def bad_deployment(self) -> int:
         """The day on which a person promotes a model that is broken."""
-        return self.at(0.75)
+        return self.at(0.80)
 
 
 class SimulatedClock:

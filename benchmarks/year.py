@@ -54,7 +54,9 @@ PLANT = {
     "level": [80, 90],
     "candidates": [{"kind": "mlp", "input_size": 28, "hidden_size": 32}],
     "training": {"max_epochs": 8, "patience": 4, "seed": 1},
-    "evaluation": {"n_windows": 12, "step_size": 7},
+    # What is held back for evaluation is not learned from: little, so that a change is seen soon.
+    "evaluation": {"n_windows": 8, "step_size": 7, "validation_size": 49},
+    "gate": {"trial": 8, "watch": 8},
     "bad_series": "drop",
 }
 STOCK = {
@@ -67,6 +69,7 @@ STOCK = {
     "candidates": [{"kind": "mlp", "input_size": 20, "hidden_size": 16}],
     "training": {"max_epochs": 8, "patience": 4, "seed": 1, "optimizer": "rmsprop", "learning_rate": 0.001},
     "evaluation": {"n_windows": 30, "step_size": 5},
+    "gate": {"trial": 12, "watch": 8},
 }
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from pipelines.filling import parse_columns
+from pipelines.commands.feeding import parse_columns
 from typer.testing import CliRunner
 
 from forecasting.errors import InputError, LedgerUnavailableError

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from pipelines.commands.feeding import parse_columns
 from typer.testing import CliRunner
 
 from forecasting.errors import InputError, LedgerUnavailableError
 from ledger.ingested import IngestedStore
 from ledger.ledger import Ledger, open_ledger
 from pipelines.cli import app
+from pipelines.commands.feeding import parse_columns
 from pipelines.folder import FileLayout, FolderWatch, read_rows
 from pipelines.settings import PipelineSettings
 

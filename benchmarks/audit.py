@@ -47,6 +47,7 @@ def audit_job(report: Report, ledger: Ledger, registry: Registry, job: str, arri
     truth = last_word(arrived.rows)
     records = ledger.forecasts.select(forecasts.c.model == job, forecasts.c.role == "champion")
     if records:
+        _audit_cutoffs(report, job, truth, records)
         first = load_version(registry, registry.version(job, records[0].version))
         issued = Issued(records, first, np.stack([_actual(truth, one) for one in records]))
         _audit_scores(report, ledger, job, issued)
@@ -66,6 +67,18 @@ def _audit_observations(report: Report, ledger: Ledger, job: str, arrived: Deliv
     report.add(job, OURS, "rows delivered", len(arrived.rows))
     report.add(job, OURS, "values the ledger should hold", len(truth))
     report.add(job, OURS, "values lost or wrong", int((~same).sum()))
+
+
+def _audit_cutoffs(report: Report, job: str, truth: pd.Series, records: Sequence[IssuedForecast]) -> None:
+    """Add the cutoffs since the first forecast at which nobody forecast: values that came late, and the outage."""
+    asked = {(one.unique_id, pd.Timestamp(one.cutoff)) for one in records}
+    first = min(cutoff for _, cutoff in asked)
+    last = max(cutoff for _, cutoff in asked)
+    known = truth[truth.notna()]
+    ds = known.index.get_level_values("ds")
+    due = set(known[(ds >= first) & (ds <= last)].index)
+    report.add(job, OURS, "cutoffs with a value", len(due))
+    report.add(job, OURS, "cutoffs nobody forecast at", len(due - asked))
 
 
 def _actual(truth: pd.Series, one: IssuedForecast) -> FloatArray:

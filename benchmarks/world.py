@@ -36,22 +36,22 @@ class Plan:
     @property
     def regime_change(self) -> int:
         """The day from which the plant runs on another rhythm."""
-        return self.at(0.25)
+        return self.at(0.50)
 
     @property
     def broken(self) -> range:
         """The days on which one sensor is stuck, before somebody withdraws its values."""
-        return range(self.at(0.60), self.at(0.60) + max(4, self.at(0.05)))
+        return range(self.at(0.35), self.at(0.35) + max(4, self.at(0.05)))
 
     @property
     def outage(self) -> range:
         """The days on which the ledger's database is away."""
-        return range(self.at(0.15), self.at(0.15) + 3)
+        return range(self.at(0.25), self.at(0.25) + 3)
 
     @property
     def bad_deployment(self) -> int:
         """The day on which a person promotes a model that is broken."""
-        return self.at(0.80)
+        return self.at(0.10)
 
 
 class SimulatedClock:

@@ -56,7 +56,7 @@ PLANT = {
     "training": {"max_epochs": 8, "patience": 4, "seed": 1},
     # What is held back for evaluation is not learned from: little, so that a change is seen soon.
     "evaluation": {"n_windows": 8, "step_size": 7, "validation_size": 49},
-    "gate": {"trial": 8, "watch": 8},
+    "gate": {"trial": 12},
     "bad_series": "drop",
 }
 STOCK = {
@@ -69,7 +69,7 @@ STOCK = {
     "candidates": [{"kind": "mlp", "input_size": 20, "hidden_size": 16}],
     "training": {"max_epochs": 8, "patience": 4, "seed": 1, "optimizer": "rmsprop", "learning_rate": 0.001},
     "evaluation": {"n_windows": 30, "step_size": 5},
-    "gate": {"trial": 12, "watch": 8},
+    "gate": {"trial": 12},
 }
 
 
@@ -212,7 +212,7 @@ class Year:
         generator = torch.Generator().manual_seed(1)
         for values in shaken.values():
             if values.is_floating_point():
-                values += 0.5 * values.std(correction=0) * torch.randn(values.shape, generator=generator)
+                values += 1.5 * values.std(correction=0) * torch.randn(values.shape, generator=generator)
         forecaster.network.load_state_dict(shaken)
         save_artifact(Forecaster(forecaster.spec, forecaster.network), self.home / "shaken")
         version = registry.publish(desk.job.name, self.home / "shaken", {"hindcast.note": "shaken"})

@@ -82,8 +82,10 @@ class Diary:
     failed: list[str] = field(default_factory=list)
     waited: int = 0
     """Days on which something had to wait for the ledger."""
-    rolled_back: float = float("nan")
-    """The day the broken model was."""
+    broken: str | None = None
+    """The version a person promoted by mistake."""
+    replaced: float = float("nan")
+    """The day on which something better was the champion again."""
     lines: list[str] = field(default_factory=list)
 
     def note(self, day: int, what: str) -> None:
@@ -135,6 +137,7 @@ class Year:
             with self._database_away(day):
                 for desk in self.desks:
                     self._live(desk, day)
+            self._look_after_the_broken(day)
 
     def audit(self) -> Report:
         """Return what became of everything."""
@@ -148,7 +151,7 @@ class Year:
             ("retrainings skipped", diary.skipped),
             ("retrainings that failed", len(diary.failed)),
             ("days a job waited for the ledger", diary.waited),
-            ("days until the broken model was rolled back", diary.rolled_back - self.plan.bad_deployment),
+            ("days until the broken model was replaced", diary.replaced - self.plan.bad_deployment),
         ):
             report.add("the year", OURS, what, count)
         for line in diary.failed:
@@ -167,12 +170,16 @@ class Year:
             return
         if turn.decision is not None and turn.decision.action != "shadow":
             self.diary.note(day, f"{desk.job.name}: {turn.decision.action}: {turn.decision.reason}")
-            if turn.decision.action == "rollback":
-                self.diary.rolled_back = day
         if desk.job.name == "plant" and day == self.plan.bad_deployment:
             self._deploy_badly(desk, day)
         elif day % WEEK == WEEK - 1:
             self._retrain(desk, day)
+
+    def _look_after_the_broken(self, day: int) -> None:
+        champion = champion_or_none(self.loop.registry, "plant")
+        if self.diary.broken is None or champion is None or champion.version == self.diary.broken:
+            return
+        self.diary.broken, self.diary.replaced = None, day
 
     def _hand_in(self, desk: Desk) -> None:
         """Append what waits, in the order it came; a delivery leaves the outbox once it is kept."""
@@ -219,6 +226,7 @@ class Year:
         hunch = Override("a hunch", "somebody")
         promote_by_hand(self.settings, desk.job.name, version.version, hunch, hold=False)
         self.diary.note(day, f"{desk.job.name} v{version.version}: promoted by a person, broken")
+        self.diary.broken = version.version
 
     @contextmanager
     def _database_away(self, day: int) -> Iterator[None]:

@@ -115,7 +115,7 @@ def simulate_plant(start: pd.Timestamp, plan: Plan, seed: int = 1) -> Deliveries
 def _readings(rng: np.random.Generator, ds: pd.DatetimeIndex, changed_D: NDArray[np.bool_]) -> FloatArray:
     """Return `(S, D)` values: a weekly rhythm and a slow weather that all share, each in its own measure."""
     n_days = len(ds)
-    phase_D = 2 * np.pi * np.asarray(ds.dayofweek) / 7
+    phase_D = 2 * np.pi * np.asarray(ds.day_of_week) / 7
     rhythm_D = np.where(changed_D, 1.8 * np.cos(2 * phase_D), np.sin(phase_D) + 0.5 * np.cos(2 * phase_D))
     weather_D = np.zeros(n_days)
     shock_D = rng.normal(size=n_days) * np.where(changed_D, 0.6, 0.3)

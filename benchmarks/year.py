@@ -273,7 +273,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=1, help="another plant (%(default)s)")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
-    plan = Plan(35 if options.quick else options.days)
+    plan = Plan(28 if options.quick else options.days)
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
         began = time.perf_counter()

@@ -13,7 +13,8 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property
@@ -123,9 +124,12 @@ class Worker:
         if not self._timetables:
             raise JobError("no job file has a schedule: nothing for a worker to do")
         self._take_name()
-        signal.signal(signal.SIGTERM, self._on_signal)
-        signal.signal(signal.SIGINT, self._on_signal)
-        self._launch()
+        with self._heeding_signals():
+            self._launch()
+            self._work()
+
+    def _work(self) -> None:
+        """Start what goes on beside the retrainings, and wait until told to stop."""
         threading.Thread(target=self._repeat, args=(BEAT_SECONDS, self._beat), name="beat", daemon=True).start()
         threading.Thread(target=self._repeat, args=(LOOK_SECONDS, self._look), name="look", daemon=True).start()
         if self.settings.round_seconds:
@@ -139,6 +143,16 @@ class Worker:
     def stop(self) -> None:
         """Make `run` return."""
         self._stop.set()
+
+    @contextmanager
+    def _heeding_signals(self) -> Iterator[None]:
+        """Let SIGTERM and SIGINT stop the worker until the block ends; then they mean what they meant before."""
+        before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         del number, frame

@@ -125,7 +125,11 @@ class Worker:
             raise JobError("no job file has a schedule: nothing for a worker to do")
         self._take_name()
         with self._heeding_signals():
-            self._launch()
+            try:
+                self._launch()
+            except BaseException:
+                self._give_name_back()
+                raise
             self._work()
 
     def _work(self) -> None:
@@ -165,10 +169,15 @@ class Worker:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
+            self._give_name_back()
             raise HindcastError(
                 f"a worker named {self.settings.worker_id!r} is already running; "
                 "give this one another HINDCAST_WORKER_ID"
             ) from error
+
+    def _give_name_back(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
 
     def _repeat(self, seconds: float, act: Callable[[], None]) -> None:
         """Act again and again; what is wrong is said once, and again when something else is."""

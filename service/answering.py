@@ -1,19 +1,20 @@
 """A request's life, stage by stage: parse, prepare, predict, hand over to be kept, encode.
 
-Nothing here runs on the event loop. A small request goes through all stages in the inference thread, which
-costs one hop; the stages of a large one that need no network run beside it.
+A small request goes through all stages on the event loop, where a hop to a thread would cost more than the
+stage; the stages of a large one run beside it. The network runs many requests at once: see `service.batcher`.
 """
 
 import asyncio
-import time
 import uuid
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from forecasting import conformal
+from forecasting.covariates import Covariates
 from forecasting.forecaster import summarise
 from service.answered import Answered
 from service.histories import Prepared, Window, prepare
@@ -25,8 +26,33 @@ from service.schemas import ForecastAnswer, SeriesForecast
 FloatArray = NDArray[np.float64]
 
 LARGE_BODY = 64 * 1024
+LARGE_ANSWER = 64
+"""Series from which an answer is put together beside the event loop."""
 
 NOT_FINITE = "the network's forecast is not finite; are the values far outside what it was trained on?"
+
+
+@dataclass(frozen=True, eq=False)
+class Issued:
+    """What a request is answered with, before it is written in anyone's format."""
+
+    forecast_id: str
+    prepared: Prepared
+    quantiles_BHQ: FloatArray
+    """The whole horizon, adjusted, whatever was asked for; NaN where there is none."""
+    forecasts: list[SeriesForecast]
+
+    @property
+    def answer(self) -> ForecastAnswer:
+        """Return the answer of the JSON API."""
+        model = self.prepared.model
+        return ForecastAnswer.model_construct(
+            forecast_id=self.forecast_id,
+            model=model.name,
+            version=model.version,
+            alias=model.alias,
+            forecasts=self.forecasts,
+        )
 
 
 async def answer(body: bytes, runtime: Runtime) -> bytes:
@@ -36,10 +62,9 @@ async def answer(body: bytes, runtime: Runtime) -> bytes:
         ProblemError: the request was refused.
     """
     if len(body) < LARGE_BODY:
-        return await runtime.infer(lambda: _encode(_predict(_decode(body, runtime), runtime)))
-    prepared = await asyncio.to_thread(_decode, body, runtime)
-    forecast = await runtime.infer(lambda: _predict(prepared, runtime))
-    return await asyncio.to_thread(_encode, forecast)
+        return _encode((await issue(_decode(body, runtime), runtime)).answer)
+    issued = await issue(await asyncio.to_thread(_decode, body, runtime), runtime)
+    return await asyncio.to_thread(_encode, issued.answer)
 
 
 async def answer_from_ledger(asked: LedgerForecastRequest, runtime: Runtime) -> bytes:
@@ -51,12 +76,25 @@ async def answer_from_ledger(asked: LedgerForecastRequest, runtime: Runtime) -> 
     model = runtime.model(asked.model)
     moment = runtime.ledger_link.clock() if asked.as_of is None else asked.as_of
     history = await runtime.ask_ledger(lambda ledger: read_history(ledger, model, asked, moment))
+    prepared = prepare(build_request(asked, history), model, runtime.settings)
+    return _encode((await issue(note_age(prepared, moment), runtime)).answer)
 
-    def forecast() -> bytes:
-        prepared = prepare(build_request(asked, history), model, runtime.settings)
-        return _encode(_predict(note_age(prepared, moment), runtime))
 
-    return await runtime.infer(forecast)
+async def issue(prepared: Prepared, runtime: Runtime) -> Issued:
+    """Forecast what was prepared, together with what others ask for, and hand it over to be kept.
+
+    This is the one way to a forecast: every protocol prepares its requests for it and writes what it returns.
+
+    Raises:
+        ProblemError: the service is overloaded.
+    """
+    y_BL, covariates = prepared.y_BL, prepared.covariates
+    quantiles_BHQ = await _predict(prepared, y_BL, covariates, runtime)
+
+    def tell() -> Issued:
+        return _tell(prepared, y_BL, covariates, quantiles_BHQ, runtime)
+
+    return tell() if len(prepared.windows) < LARGE_ANSWER else await asyncio.to_thread(tell)
 
 
 def _decode(body: bytes, runtime: Runtime) -> Prepared:
@@ -64,30 +102,55 @@ def _decode(body: bytes, runtime: Runtime) -> Prepared:
     return prepare(request, runtime.model(request.model), runtime.settings)
 
 
-def _predict(prepared: Prepared, runtime: Runtime) -> ForecastAnswer:
-    began = time.perf_counter()
-    y_BL, covariates = prepared.y_BL, prepared.covariates
-    quantiles_BHQ = prepared.model.forecaster.predict(y_BL, covariates)
-    runtime.telemetry.record_inference(prepared.model.name, time.perf_counter() - began)
+async def _predict(
+    prepared: Prepared, y_BL: FloatArray, covariates: Covariates | None, runtime: Runtime
+) -> FloatArray:
+    """Return the quantiles of every window: the network's, or those that stand in for it."""
+    model = prepared.model
+    stand_ins = {
+        b: window.stand_in_HQ for b, window in enumerate(prepared.windows) if window.stand_in_HQ is not None
+    }
+    if not stand_ins:
+        return await runtime.batcher.predict(model, y_BL, covariates)
+    quantiles_BHQ = np.empty((len(y_BL), model.spec.horizon, len(model.spec.quantiles)))
+    for b, stand_in_HQ in stand_ins.items():
+        quantiles_BHQ[b] = stand_in_HQ
+    rows = np.array([b for b in range(len(y_BL)) if b not in stand_ins], dtype=np.int64)
+    if len(rows):
+        told = None if covariates is None else covariates.rows(rows)
+        quantiles_BHQ[rows] = await runtime.batcher.predict(model, y_BL[rows], told)
+    return quantiles_BHQ
+
+
+def _tell(
+    prepared: Prepared,
+    y_BL: FloatArray,
+    covariates: Covariates | None,
+    quantiles_BHQ: FloatArray,
+    runtime: Runtime,
+) -> Issued:
     adjustment_BHQ = _adjust(prepared, quantiles_BHQ, runtime)
     if adjustment_BHQ is not None:
         quantiles_BHQ = quantiles_BHQ + adjustment_BHQ
     columns = summarise(quantiles_BHQ[:, : prepared.h], prepared.model.spec.quantiles, prepared.level)
     forecasts = _describe(prepared.windows, columns)
     runtime.telemetry.record_series(prepared.model.name, (forecast.status for forecast in forecasts))
-    forecast_id = str(uuid.uuid4())
+    issued = Issued(str(uuid.uuid4()), prepared, quantiles_BHQ, forecasts)
     if prepared.record:
         issued_at = runtime.ledger_link.clock()
         runtime.recorder.offer(
-            Answered(forecast_id, issued_at, prepared, y_BL, covariates, quantiles_BHQ, adjustment_BHQ, forecasts)
+            Answered(
+                issued.forecast_id,
+                issued_at,
+                prepared,
+                y_BL,
+                covariates,
+                quantiles_BHQ,
+                adjustment_BHQ,
+                forecasts,
+            )
         )
-    return ForecastAnswer.model_construct(
-        forecast_id=forecast_id,
-        model=prepared.model.name,
-        version=prepared.model.version,
-        alias=prepared.model.alias,
-        forecasts=forecasts,
-    )
+    return issued
 
 
 def _adjust(prepared: Prepared, quantiles_BHQ: FloatArray, runtime: Runtime) -> FloatArray | None:
@@ -115,7 +178,7 @@ def _describe_series(window: Window, columns: Mapping[str, FloatArray], finite: 
     return SeriesForecast.model_construct(
         unique_id=window.unique_id,
         cutoff=window.cutoff,
-        status="ok" if reason is None else "degraded",
+        status="ok" if reason is None else "degraded" if window.stand_in_HQ is None else "fallback",
         reason=reason,
         ds=window.ds,
         **values,

@@ -49,6 +49,8 @@ class Window:
     reason: str | None
     told: Told | None = None
     """What the model takes besides; None for one that takes nothing."""
+    stand_in_HQ: FloatArray | None = None
+    """Quantiles of the seasonal naive over the whole horizon, where the network cannot or should not answer."""
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from fastapi import Depends, Request
 from forecasting.registry import Registry
 from ledger.ledger import Ledger
 from service.adjustments import AdjustmentBook
+from service.batcher import Batcher
 from service.ledger_link import LedgerLink
 from service.model_slot import LoadedModel, ModelSlot, ModelSlots
 from service.problems import MODEL_NOT_LOADED, OVERLOADED, UNKNOWN_MODEL, ProblemError
@@ -40,12 +41,12 @@ class Runtime:
         self.telemetry.watch_ledger(self.ledger_link, self.recorder)
         self.draining = False
         self._in_flight = 0
-        self._worker: ThreadPoolExecutor | None = None
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="inference")
+        self.batcher = Batcher(self._worker, settings.max_waiting_series, self.telemetry.record_inference)
 
     def start(self) -> None:
         """Begin to follow the registry and to answer."""
         torch.set_num_threads(self.settings.torch_threads)
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix="inference")
         self.slots.start()
         self.ledger_link.start()
         self.recorder.start()
@@ -54,8 +55,7 @@ class Runtime:
         """End the threads; every accepted request has been answered by now."""
         self.draining = True
         self.slots.stop()
-        if self._worker is not None:
-            self._worker.shutdown(wait=False)
+        self._worker.shutdown(wait=False)
         self.recorder.stop()
         self.ledger_link.stop()
 

@@ -90,6 +90,11 @@ class ServiceSettings(BaseSettings):
     max_in_flight: int = Field(
         64, ge=1, description="Forecast requests accepted at one time; more are asked to come back (503)."
     )
+    max_waiting_series: int = Field(
+        4096,
+        ge=1,
+        description="Series that may wait to be forecast at one time; more are asked to come back (503).",
+    )
     body_seconds: float = Field(30.0, gt=0, description="Seconds a client may take to send its body.")
     drain_seconds: float = Field(
         1.0,

@@ -15,12 +15,14 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from service.ledger_link import LedgerLink
-from service.model_slot import ModelSlot, ModelSlots
+from service.model_slot import LoadedModel, ModelSlot, ModelSlots
 from service.recorder import Recorder
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+_WINDOWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096)
 
 
 class Telemetry:
@@ -48,6 +50,13 @@ class Telemetry:
             "Time of the network alone.",
             ["model"],
             buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self._batch_windows = Histogram(
+            "hindcast_batch_windows",
+            "Windows in one forward pass: requests that arrive together share one.",
+            ["model"],
+            buckets=_WINDOWS,
             registry=self.registry,
         )
         self._swaps = Counter(
@@ -87,9 +96,10 @@ class Telemetry:
         for status in statuses:
             self._series.labels(model, status).inc()
 
-    def record_inference(self, model: str, seconds: float) -> None:
-        """Record one run of a network."""
-        self._inference_seconds.labels(model).observe(seconds)
+    def record_inference(self, model: LoadedModel, windows: int, seconds: float) -> None:
+        """Record one forward pass of a network over so many windows."""
+        self._inference_seconds.labels(model.name).observe(seconds)
+        self._batch_windows.labels(model.name).observe(windows)
 
     def record_swap(self, model: str, succeeded: bool) -> None:
         """Count an attempt to load a version."""

@@ -27,7 +27,7 @@ FloatArray = NDArray[np.float64]
 Outcome = FloatArray | Exception
 """What becomes of one request's windows: quantiles, or why there are none."""
 
-INLINE_VALUES = 16_384
+INLINE_VALUES = 8_192
 """Most values (windows times their length) of a batch that runs on the event loop."""
 
 RunListener = Callable[[LoadedModel, int, float], None]

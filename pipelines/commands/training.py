@@ -16,11 +16,12 @@ from forecasting.errors import HindcastError, InputError
 from ledger.ledger import open_ledger
 from ledger.runs import PATIENCE, STATES, RunRecord, State
 from pipelines.commands.jobs import list_jobs
+from pipelines.comparison import backtest_of
 from pipelines.console import out, print_leaderboard, print_table, reporting
 from pipelines.fanout import map_tasks
 from pipelines.recorded import describe, retrain_recorded
 from pipelines.report import Reporter
-from pipelines.retrain import Outcome, backtest, backtest_of, train
+from pipelines.retrain import Outcome, backtest, train
 from pipelines.run import Run, new_run, use_threads
 from pipelines.schedule import Worker, find_jobs
 from pipelines.search import search, show_setting

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from sqlalchemy.pool import QueuePool
 
 from forecasting.errors import InputError, JobError, SourceError
 from ledger.ledger import Ledger, open_ledger
@@ -98,6 +99,26 @@ def test_a_step_that_is_repeated_reads_what_it_read(
 
     assert resumed.panel.digest() == before
     assert later.panel.digest() != before
+
+
+def test_a_run_reads_the_ledger_over_connections_of_its_own_and_closes_them(
+    tmp_path: Path, settings: PipelineSettings, ledger: Ledger
+) -> None:
+    readings().to_csv(tmp_path / "readings.csv", index=False)
+    ingest(tmp_path, ledger)
+    run = run_of(tmp_path, settings, FROM_LEDGER)
+    load_data(run)
+    opened = vars(run)["ledger"]
+    assert connections_of(opened) == 1
+    run.discard()
+    assert connections_of(opened) == 0
+    run.discard()  # which has nothing to close
+
+
+def connections_of(ledger: Ledger) -> int:
+    pool = ledger.engine.pool
+    assert isinstance(pool, QueuePool)
+    return pool.checkedin() + pool.checkedout()
 
 
 def test_bad_rows_are_left_out_and_told(tmp_path: Path, ledger: Ledger) -> None:

@@ -9,6 +9,7 @@ R rows.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -30,6 +31,9 @@ from ledger.schema import datasets, labels, observations, series
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
+
+Version = Literal["latest", "first"]
+"""Which of a step's values: the one known last, or the one known first."""
 
 TARGET = "y"
 """The column that holds the value of a series; every other column is a covariate."""
@@ -151,7 +155,7 @@ class ObservationStore:
         as_of: datetime | None = None,
         start: np.datetime64 | None = None,
         end: np.datetime64 | None = None,
-        version: str = "latest",
+        version: Version = "latest",
     ) -> Readings:
         """Return a column exactly as it was known at a moment.
 
@@ -173,17 +177,14 @@ class ObservationStore:
             id_R, ds_R, _, value_R = bulk.fetch(connection, wanted)
             last = _last_moment(connection, dataset)
         keep_R = _of_each_step(id_R, ds_R, version)
-        ordered = sorted(known.items(), key=lambda item: item[1])
-        rank = {series_id: position for position, (series_id, _) in enumerate(ordered)}
-        present, inverse = np.unique(id_R[keep_R], return_inverse=True)
-        order = np.argsort([rank[int(i)] for i in present], kind="stable")
-        place = np.empty(len(present), dtype=np.int64)
-        place[order] = np.arange(len(present))
-        series_R = place[inverse] if len(present) else np.empty(0, dtype=np.int64)
+        present, number_R = np.unique(id_R[keep_R], return_inverse=True)
+        names = [known[number] for number in present.tolist()]
+        place = {name: position for position, name in enumerate(sorted(names))}
+        series_R = np.array([place[name] for name in names], dtype=np.int64)[number_R]
         by_name = np.argsort(series_R, kind="stable")
         moments = [m for m in (last, limit) if m is not None]
         return Readings(
-            unique_ids=tuple(known[int(present[i])] for i in order),
+            unique_ids=tuple(place),
             series_R=series_R[by_name],
             ds_R=microseconds_to_stamps(ds_R[keep_R][by_name]),
             value_R=value_R[keep_R][by_name],
@@ -200,8 +201,12 @@ class ObservationStore:
         as_of: datetime | None = None,
         start: np.datetime64 | None = None,
     ) -> pd.DataFrame:
-        """Return a long frame of several columns and names, as known at a moment; rows by series and time."""
-        as_of = as_of or self._clock()
+        """Return a long frame of several columns and names, as known at a moment; rows by series and time.
+
+        The default moment is the last at which anything became known, whatever the clock says: all columns are
+        read as of that one.
+        """
+        as_of = as_of or self.last_known_at(dataset) or self._clock()
         frame: pd.DataFrame | None = None
         for name in columns:
             readings = self.read(dataset, column=name, unique_ids=unique_ids, as_of=as_of, start=start)
@@ -484,7 +489,7 @@ def _select(
         yield query
 
 
-def _of_each_step(id_R: IntArray, ds_R: IntArray, version: str) -> NDArray[np.bool_]:
+def _of_each_step(id_R: IntArray, ds_R: IntArray, version: Version) -> NDArray[np.bool_]:
     """Mark the first or the last row of each series and timestamp; rows are sorted by both."""
     if not len(id_R):
         return np.empty(0, dtype=bool)

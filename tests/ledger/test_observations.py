@@ -87,6 +87,17 @@ def test_moments_ascend_even_when_the_clock_goes_back(ledger: Ledger, clock: Tic
     assert ledger.observations.read("plant", as_of=first).value_R.tolist() == [1]
 
 
+def test_a_frame_has_what_is_known_though_the_clock_went_back(ledger: Ledger, clock: Ticking) -> None:
+    ledger.observations.append("plant", rows([1.0]).assign(site="north"), static=["site"])
+    clock.now -= timedelta(days=1)
+    ledger.observations.append("plant", rows([2.0]).assign(site="west"), static=["site"])
+
+    frame = ledger.observations.frame("plant", static=["site"])
+
+    assert (frame["y"].tolist(), frame["site"].tolist()) == ([2.0], ["west"])
+    assert ledger.observations.frame("elsewhere").empty
+
+
 def test_columns_and_names_come_back_as_one_frame(ledger: Ledger) -> None:
     told = rows([1.0, 2.0]).assign(setpoint=[5.0, np.nan], site="north")
     moment = ledger.observations.append("plant", told, static=["site"]).known_at

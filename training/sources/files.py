@@ -7,7 +7,6 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Literal
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import pandas as pd
 import pyarrow as pa
@@ -18,7 +17,7 @@ from pydantic import Field, field_validator, model_validator
 
 from forecasting.errors import SourceError
 from training.sources.base import SourceConfig, SourceContext
-from training.sources.wall_clock import EPOCH_UNITS, localise, parse_timestamps
+from training.sources.wall_clock import EPOCH_UNITS, TimeZone, localise, parse_timestamps
 
 NAMES = ("unique_id", "ds")
 MISSING = ("", "NA", "N/A", "NaN", "nan", "NAN", "null", "NULL", "None", "-")
@@ -47,19 +46,11 @@ class FileSource(SourceConfig):
         description=f"How timestamps are written: a strptime format, or {', '.join(EPOCH_UNITS)}. "
         "Default ISO 8601.",
     )
-    timezone: str | None = Field(
+    timezone: TimeZone | None = Field(
         None,
         description="Zone of wall-clock times without an offset, such as Europe/Berlin. Default: UTC for steps "
         "shorter than a day, and dates stay dates.",
     )
-
-    @field_validator("timezone")
-    @classmethod
-    def _timezone_is_known(cls, timezone: str | None) -> str | None:
-        try:
-            return timezone and ZoneInfo(timezone).key
-        except (ZoneInfoNotFoundError, ValueError, OSError) as error:
-            raise ValueError(f"unknown time zone {timezone!r}") from error
 
     @model_validator(mode="after")
     def _columns_fit_the_layout(self) -> "FileSource":

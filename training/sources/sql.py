@@ -9,17 +9,16 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import numpy as np
 import pandas as pd
 import sqlalchemy as sa
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 from sqlalchemy.engine import Connection
 
 from forecasting.errors import SourceError
 from training.sources.base import SourceConfig, SourceContext
-from training.sources.wall_clock import localise, parse_timestamps
+from training.sources.wall_clock import TimeZone, localise, parse_timestamps
 
 ROWS_AT_A_TIME = 100_000
 CONNECT_SECONDS = 10
@@ -46,7 +45,7 @@ class SqlSource(SourceConfig):
         description="What a column is, and its name in the database: {unique_id: sensor, ds: time, y: value}. "
         "Naming value columns keeps only those; default all.",
     )
-    timezone: str | None = Field(
+    timezone: TimeZone | None = Field(
         None,
         description="Zone of timestamps without one, such as Europe/Berlin. Default: UTC, and dates stay dates.",
     )
@@ -64,14 +63,6 @@ class SqlSource(SourceConfig):
         description="How far before the watermark to begin again, for rows that became visible late: seconds of a "
         "moment, or so many numbers.",
     )
-
-    @field_validator("timezone")
-    @classmethod
-    def _timezone_is_known(cls, timezone: str | None) -> str | None:
-        try:
-            return timezone and ZoneInfo(timezone).key
-        except (ZoneInfoNotFoundError, ValueError, OSError) as error:
-            raise ValueError(f"unknown time zone {timezone!r}") from error
 
     @model_validator(mode="after")
     def _names_one_thing(self) -> "SqlSource":

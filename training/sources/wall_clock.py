@@ -4,12 +4,13 @@ A wall clock skips an hour in spring and tells one twice in autumn. Neither is g
 exist is an error, and one that happened twice is told apart by the order of the rows or not at all.
 """
 
-from typing import Literal
-from zoneinfo import ZoneInfo
+from typing import Annotated, Literal
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from pydantic import AfterValidator
 
 from forecasting.errors import SourceError
 
@@ -17,6 +18,17 @@ EpochUnit = Literal["s", "ms", "us", "ns"]
 
 EPOCH_UNITS: dict[str, EpochUnit] = {"epoch_s": "s", "epoch_ms": "ms", "epoch_us": "us", "epoch_ns": "ns"}
 """Values of `timestamp_format` for numbers counted from 1970-01-01T00:00Z, and the unit of each."""
+
+
+def _require_zone(name: str) -> str:
+    try:
+        return ZoneInfo(name).key
+    except (ZoneInfoNotFoundError, ValueError, OSError) as error:
+        raise ValueError(f"unknown time zone {name!r}; use an IANA name such as Europe/Berlin") from error
+
+
+TimeZone = Annotated[str, AfterValidator(_require_zone)]
+"""The name of a time zone there is."""
 
 _ISO = "in ISO 8601, such as 2024-03-31T02:00; set timestamp_format"
 

@@ -16,7 +16,18 @@ from forecasting.errors import LedgerError, LedgerUnavailableError
 
 BUSY_SECONDS = 30.0
 """Seconds a writer waits for another one before it gives up (SQLite)."""
-CONNECT_SECONDS = 5
+STATEMENT_SECONDS = 600
+"""Seconds a statement may take, waiting for locks too (PostgreSQL); `options` in the URL may say otherwise."""
+GIVEN_UP = {
+    "connect_timeout": 5,
+    "keepalives_idle": 30,
+    "keepalives_interval": 10,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 30_000,
+}
+"""When a PostgreSQL that is away or hangs is given up, as libpq has it; the URL may say otherwise.
+
+Seconds, and milliseconds for the last, which is of what was sent and not acknowledged."""
 SCHEMA = "ledger"
 """Where the tables are in PostgreSQL: MLflow, which may share the database, has tables of the same names."""
 MIGRATION_LOCK = 7_431_980
@@ -60,11 +71,17 @@ def _create_engine(url: str) -> Engine:
         return engine
     if parsed.get_backend_name() == "postgresql":
         return sa.create_engine(
-            parsed.set(drivername="postgresql+psycopg"),
-            pool_pre_ping=True,
-            connect_args={"connect_timeout": CONNECT_SECONDS, "options": f"-csearch_path={SCHEMA}"},
+            parsed.set(drivername="postgresql+psycopg"), pool_pre_ping=True, connect_args=_options_of(parsed)
         )
     raise LedgerError(f"a ledger is kept in SQLite or PostgreSQL, not in {parsed.get_backend_name()!r}")
+
+
+def _options_of(url: sa.URL) -> dict[str, Any]:
+    """Return what PostgreSQL is told beside the URL, which is in the right where it says something itself."""
+    limit = f"-cstatement_timeout={STATEMENT_SECONDS}s"
+    options = [limit, *url.normalized_query.get("options", ()), f"-csearch_path={SCHEMA}"]
+    own = {name: value for name, value in GIVEN_UP.items() if name not in url.query}
+    return {**own, "options": " ".join(options)}
 
 
 def _prepare_sqlite(connection: Any, record: Any) -> None:  # noqa: ANN401  (whatever the driver hands out)
@@ -110,6 +127,12 @@ def reading(engine: Engine) -> Iterator[Connection]:
         yield connection
 
 
+def lift_limit(connection: Connection) -> None:
+    """Let the statements of this transaction take what time they need: it depends on how much there is."""
+    if connection.dialect.name == "postgresql":
+        connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
+
+
 @contextmanager
 def alone(engine: Engine, name: str) -> Iterator[bool]:
     """Yield whether nobody else is doing what `name` says; nobody else is told so until the block ends.
@@ -138,9 +161,12 @@ def alone(engine: Engine, name: str) -> Iterator[bool]:
 @contextmanager
 def answering(engine: Engine) -> Iterator[None]:
     """Turn the driver's errors of connection into the ledger's own; no address or password is in the message."""
+    # Rows in bulk go to the driver directly, and its errors come as they are.
+    driver = engine.dialect.loaded_dbapi
+    away = (sa.exc.OperationalError, sa.exc.InterfaceError, driver.OperationalError, driver.InterfaceError)
     try:
         yield
-    except (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.TimeoutError) as error:
+    except (*away, sa.exc.TimeoutError) as error:
         kind = engine.dialect.name
         raise LedgerUnavailableError(
             f"the ledger's {kind} database does not answer: {_first_line(error)}"
@@ -156,6 +182,7 @@ def _migrate(engine: Engine) -> None:
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
     with writing(engine) as connection:
+        lift_limit(connection)
         if engine.dialect.name == "postgresql":
             # Two processes that start at once would both create the tables.
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(MIGRATION_LOCK)))

@@ -133,6 +133,7 @@ class ObservationStore:
         values = _columns_of(rows, static)
         told = given or {}
         parts = [_part(rows[told[name]] if name in told else rows, name) for name in values]
+        bulk.allow_time(connection, rows.size)
         lock_dataset(connection, dataset, exclusive=True)
         known_at = self._next_moment(connection, dataset)
         ids = _number_series(connection, dataset, parts)

@@ -1,7 +1,7 @@
 """Ledger: one database of observations, forecasts and what became of them; SQLite or PostgreSQL."""
 
 import fcntl
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,8 @@ from alembic.config import Config
 from alembic.util import CommandError
 from sqlalchemy.engine import Connection, Engine
 
-from forecasting.errors import LedgerError, LedgerUnavailableError
+from forecasting.errors import InputError, LedgerError, LedgerUnavailableError
+from ledger.rules import is_storable, make_storable
 
 BUSY_SECONDS = 30.0
 """Seconds a writer waits for another one before it gives up (SQLite)."""
@@ -58,6 +59,29 @@ def open_database(url: str) -> Engine:
 
 
 def _create_engine(url: str) -> Engine:
+    engine = _engine_of(url)
+    sa.event.listen(engine, "before_cursor_execute", _refuse_unstorable)
+    return engine
+
+
+def _refuse_unstorable(
+    connection: Connection,
+    cursor: Any,  # noqa: ANN401  (whatever the driver hands out)
+    statement: str,
+    parameters: Any,  # noqa: ANN401  (one row or many, by name or by place)
+    context: Any,  # noqa: ANN401
+    executemany: bool,
+) -> None:
+    """Refuse texts that cannot be kept, also as something to look for: SQLite takes what PostgreSQL does not."""
+    del connection, cursor, statement, context
+    for row in parameters if executemany else [parameters]:
+        for value in row.values() if isinstance(row, Mapping) else row:
+            if isinstance(value, str) and not is_storable(value):
+                shown = make_storable(value)[:80]
+                raise InputError(f"{shown!r} has a NUL or half a character in it; nothing here has")
+
+
+def _engine_of(url: str) -> Engine:
     try:
         parsed = sa.make_url(url)
     except sa.exc.ArgumentError as error:

@@ -27,6 +27,7 @@ from ledger.moments import (
     to_microseconds,
     to_moment,
 )
+from ledger.rules import LONGEST_NAME, check_name, is_storable
 from ledger.schema import datasets, labels, observations, series
 
 FloatArray = NDArray[np.float64]
@@ -114,7 +115,7 @@ class ObservationStore:
             given: which rows say something of a column, missing or not; default all of them.
 
         Raises:
-            InputError: a column is absent, or holds no numbers.
+            InputError: a column is absent or holds no numbers, or a name cannot be kept.
             LedgerUnavailableError: the database does not answer; nothing was kept.
         """
         with writing(self._engine) as connection:
@@ -372,6 +373,7 @@ def _columns_of(rows: pd.DataFrame, static: Sequence[str]) -> list[str]:
     if not values:
         raise InputError("observations need a column of values, such as 'y'")
     for name in values:
+        check_name(name, "the column")
         if not pd.api.types.is_numeric_dtype(rows[name]):
             raise InputError(f"column {name!r} holds {rows[name].dtype} values, not numbers")
     return values
@@ -382,10 +384,18 @@ def _part(rows: pd.DataFrame, column: str) -> _Part:
     ds = rows["ds"].to_numpy().astype("datetime64[us]")
     if len(rows) and ((codes < 0).any() or np.isnat(ds).any()):
         raise InputError("every observation needs a unique_id and a ds")
+    named = tuple(map(str, names))
+    _check_names(named, codes)
     value_R = rows[column].to_numpy(dtype=np.float64, na_value=np.nan)
     # Infinity is no observation; it would not be the same in both databases either.
     value_R = np.where(np.isfinite(value_R), value_R, np.nan)
-    return _Part(column, tuple(map(str, names)), codes.astype(np.int64), stamps_to_microseconds(ds), value_R)
+    return _Part(column, named, codes.astype(np.int64), stamps_to_microseconds(ds), value_R)
+
+
+def _check_names(names: Sequence[str], code_R: IntArray) -> None:
+    for code, name in enumerate(names):
+        if len(name) > LONGEST_NAME or not is_storable(name):
+            check_name(name, f"row {int(np.argmax(code_R == code)) + 1}: unique_id")
 
 
 def _number_series(connection: Connection, dataset: str, parts: Sequence[_Part]) -> dict[tuple[str, str], int]:
@@ -426,7 +436,7 @@ def _append_labels(
     for name in static:
         last = rows[rows[name].notna()].drop_duplicates("unique_id", keep="last")
         for unique_id, label in zip(last["unique_id"], last[name], strict=True):
-            told[str(unique_id), name] = str(label)
+            told[str(unique_id), name] = check_name(str(label), f"series {unique_id!r}: {name}")
     changed = [key for key, label in told.items() if known.get(key, "") != label]
     if changed:
         connection.execute(

@@ -220,7 +220,8 @@ class ScoreStore:
         """Return one row a cutoff, in time order, over all series and steps of the forecasts still held.
 
         Columns: `cutoff`, `ends` (the last step's timestamp), `n`, `mae`, `naive` (the seasonal naive's mean
-        absolute error), `rival` (the mean absolute error where that is known), `crps`, `coverage_80` and so on.
+        absolute error), `rival` (the mean absolute error where that is known), `crps`, `coverage_80` and so on;
+        NaN where no forecast has quantiles that far out.
         """
         conditions = [forecasts.c.model == model, forecasts.c.version == version]
         if role is not None:
@@ -235,7 +236,7 @@ class ScoreStore:
             "naive": sa.func.avg(scores.c.naive_error),
             "rival": sa.func.avg(rival),
             "crps": sa.func.avg(scores.c.crps),
-            **{f"coverage_{format_level(lv)}": sa.func.avg(_inside(lv) * 1.0) for lv in level},
+            **{f"coverage_{format_level(lv)}": sa.func.avg(_covered(lv)) for lv in level},
         }
         query = (
             sa.select(
@@ -524,6 +525,12 @@ def _insert(connection: Connection, rows: StepScores, kept: NDArray[np.bool_]) -
 def _inside(level: float) -> sa.ColumnElement[int]:
     low, high = 0.5 - level / 200 - SAME, 0.5 + level / 200 + SAME
     return sa.case(((scores.c.pit >= low) & (scores.c.pit <= high), 1), else_=0)
+
+
+def _covered(level: float) -> sa.ColumnElement[float]:
+    """Return 1 where the actual lies within the level, else 0; NULL where the forecast has no quantiles for it."""
+    measured = forecasts.c.tail <= 0.5 - level / 200 + SAME
+    return sa.case((measured, _inside(level) * 1.0))
 
 
 def _sum_scores(

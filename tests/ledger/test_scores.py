@@ -126,6 +126,9 @@ def test_a_level_beyond_the_trained_quantiles_has_no_coverage(ledger: Ledger) ->
     (row,) = ledger.scores.summary()
     assert row["coverage_80"] == 1.0
     assert row["coverage_95"] is None
+    by_cutoff = ledger.scores.by_cutoff("pumps", "1", level=(80, 95))
+    assert by_cutoff["coverage_80"].tolist() == [1.0]
+    assert by_cutoff["coverage_95"].isna().all()
 
 
 def test_pairs_have_both_versions_at_the_same_cutoffs_all_matured(ledger: Ledger) -> None:

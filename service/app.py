@@ -11,7 +11,7 @@ from forecasting.registry import Registry, open_registry
 from service.error_handlers import install_error_handlers
 from service.middleware import RequestMiddleware
 from service.openapi import build_openapi
-from service.protocols import open_inference, timegpt
+from service.protocols import mlflow_scoring, open_inference, timegpt
 from service.routes import accuracy, forecasts, health, jobs, models, observations, series
 from service.runtime import Runtime
 from service.settings import ServiceSettings
@@ -51,7 +51,7 @@ def create_app(settings: ServiceSettings | None = None, registry: Registry | Non
     app.add_middleware(RequestMiddleware, telemetry=runtime.telemetry)
     install_error_handlers(app)
     routes = (forecasts, observations, models, series, accuracy, jobs, health)
-    protocols = (timegpt, open_inference)
+    protocols = (timegpt, open_inference, mlflow_scoring)
     for router in (part.router for part in (*routes, *protocols)):
         app.include_router(router)
     return app

@@ -266,15 +266,17 @@ def _is_one(text: str, of: TypeAdapter[str]) -> bool:
     return True
 
 
-OUTPUTS = ("quantiles", "mean", "probabilities", "status", "reason")
+NUMBERS = ("quantiles", "mean", "probabilities")
+TEXTS = ("status", "reason", "cutoff")
+OUTPUTS = (*NUMBERS, *TEXTS)
 
 
 def _describe(model: LoadedModel) -> ModelMetadata:
     horizon, n_quantiles = model.spec.horizon, len(model.spec.quantiles)
-    shapes = ([-1, horizon, n_quantiles], [-1, horizon], [n_quantiles], [-1], [-1])
+    shapes = ([-1, horizon, n_quantiles], [-1, horizon], [n_quantiles])
     outputs = [
-        TensorMetadata(name=name, datatype=BYTES if name in ("status", "reason") else "FP64", shape=shape)
-        for name, shape in zip(OUTPUTS, shapes, strict=True)
+        *(TensorMetadata(name=name, datatype="FP64", shape=shape) for name, shape in zip(NUMBERS, shapes, strict=True)),
+        *(TensorMetadata(name=name, datatype=BYTES, shape=[-1]) for name in TEXTS),
     ]
     return ModelMetadata(
         name=model.name, versions=[model.version], platform="hindcast", inputs=_inputs(model), outputs=outputs
@@ -293,12 +295,14 @@ def _inputs(model: LoadedModel) -> list[TensorMetadata]:
 
 def _write(asked: InferenceRequest, issued: Issued, chosen: dict[str, bool], accepted: str) -> Response:
     model, quantiles = issued.prepared.model, issued.prepared.model.spec.quantiles
+    dated = "start" in {tensor.name for tensor in asked.inputs}
     values = {
         "quantiles": issued.quantiles_BHQ,
         "mean": issued.quantiles_BHQ @ mean_weights(quantiles),
         "probabilities": np.array(quantiles),
         "status": [one.status for one in issued.forecasts],
         "reason": [one.reason or "" for one in issued.forecasts],
+        "cutoff": [one.cutoff if dated else "" for one in issued.forecasts],
     }
     head = {"model_name": model.name, "model_version": model.version}
     body, length = write_answer(head | ({} if asked.id is None else {"id": asked.id}), values, chosen)

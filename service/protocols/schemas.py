@@ -212,7 +212,7 @@ class InputTensor(_Foreign):
 
     name: Annotated[str, Field(max_length=256)]
     datatype: Annotated[str, Field(max_length=16)]
-    shape: Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=8)]
+    shape: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(max_length=8)]
     data: list[Any] | None = Field(None, description="Values, flat or in rows.")
     parameters: dict[str, Any] | None = Field(None, description="binary_data_size: bytes behind the JSON.")
 

@@ -62,7 +62,7 @@ class ServiceSettings(BaseSettings):
     default_model: str | None = Field(
         None,
         pattern=MODEL_NAME_PATTERN,
-        description="Model that answers clients of other protocols that name none. Default: the only one that fits.",
+        description="Model for clients of other protocols that name none. Default: the only one that fits.",
     )
     alias: str = Field(
         CHAMPION, pattern=MODEL_NAME_PATTERN, description="Registry alias that says which version to serve."

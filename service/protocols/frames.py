@@ -24,7 +24,7 @@ MISSING = frozenset({"", "NaN", "nan", "NA", "N/A", "n/a", "null", "NULL", "None
 """What stands for a missing value in CSV, as pandas has it."""
 
 
-def read_frame(body: bytes, *, is_csv: bool, known: CovariatesSpec) -> tuple[Frame, Sequence[float] | None]:
+def read_frame(body: bytes, *, is_csv: bool, known: CovariatesSpec) -> tuple[Frame, list[float] | None]:
     """Return the columns of a frame that a model takes, and the levels asked for.
 
     Raises:
@@ -146,11 +146,13 @@ def _build_one(
     except ValidationError as error:
         for one in error.errors(include_url=False, include_input=False, include_context=False)[:MOST_COMPLAINTS]:
             path = ".".join(str(part)[:64] for part in one["loc"])
-            errors.append(FieldError(path=path, unique_id=name[:256], detail=f"{path} of series {name[:64]!r}: {one['msg']}"))
+            errors.append(
+                FieldError(path=path, unique_id=name[:256], detail=f"{path} of series {name[:64]!r}: {one['msg']}")
+            )
         return None
 
 
-def _no_nan(value: Any) -> Any:
+def _no_nan(value: object) -> object:
     return None if isinstance(value, float) and value != value else value
 
 

@@ -1,10 +1,11 @@
 """MLflow's scoring protocol: what asked `mlflow models serve` of a registered model may ask here instead."""
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from importlib.metadata import version as version_of
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import PlainTextResponse
 from fastapi.routing import APIRoute
 from starlette.responses import JSONResponse
@@ -58,10 +59,16 @@ class ScoringRoute(APIRoute):
                 return await handle(request)
             except ProblemError as problem:
                 status = 400 if problem.kind is INVALID_REQUEST else problem.kind.status
-                told = {"error_code": ERROR_CODES.get(status, "INTERNAL_ERROR"), "message": problem.detail}
-                return JSONResponse(told, status, dict(problem.headers))
+                return _error(status, problem.detail, problem.headers)
+            except RequestValidationError as error:
+                return _error(400, f"{'.'.join(map(str, error.errors()[0]['loc']))}: {error.errors()[0]['msg']}")
 
         return translated
+
+
+def _error(status: int, message: str, headers: Mapping[str, str] | None = None) -> Response:
+    told = {"error_code": ERROR_CODES.get(status, "INTERNAL_ERROR"), "message": message}
+    return JSONResponse(told, status, dict(headers or {}))
 
 
 router = APIRouter(tags=["MLflow scoring"], route_class=ScoringRoute)

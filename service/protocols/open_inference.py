@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from fastapi import APIRouter, Request, Response
 from fastapi.routing import APIRoute
+from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 from starlette.responses import JSONResponse
 
@@ -49,6 +50,7 @@ EXTENSIONS = ["binary_tensor_data", "model_repository"]
 _START: TypeAdapter[str] = TypeAdapter(Timestamp)
 _NAME: TypeAdapter[str] = TypeAdapter(UniqueId)
 
+FloatArray = NDArray[np.float64]
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
@@ -122,7 +124,9 @@ async def index(runtime: RuntimeOf) -> list[RepositoryModel]:
 
 
 @router.get("/models/{model}", summary="Open Inference: what a model takes", responses=UNKNOWN)
-@router.get("/models/{model}/versions/{version}", summary="Open Inference: what a version takes", responses=UNKNOWN)
+@router.get(
+    "/models/{model}/versions/{version}", summary="Open Inference: what a version takes", responses=UNKNOWN
+)
 async def metadata(runtime: RuntimeOf, model: str, version: str | None = None) -> ModelMetadata:
     """Describe the tensors of a model."""
     return _describe(_find(runtime, model, version))
@@ -225,7 +229,9 @@ def _read_series(sent: SentTensors, model: LoadedModel, settings: ServiceSetting
 
 def _start_unless_needed(model: LoadedModel) -> str:
     if needs_time(model):
-        detail = f"model {model.name!r} looks at the time of each step: send 'start', the timestamp of each first value"
+        detail = (
+            f"model {model.name!r} looks at the time of each step: send 'start', the timestamp of each first value"
+        )
         raise refuse_field("start", detail)
     return any_start(model)
 
@@ -251,8 +257,15 @@ def _texts(sent: SentTensors, name: str, n_series: int, of: TypeAdapter[str] | N
     texts = sent.texts(name)
     if len(texts) != n_series:
         raise refuse_field(name, f"{name} is of {len(texts)} series, and y of {n_series}")
-    errors = [] if of is None else [FieldError(path=f"{name}[{b}]", detail=f"{name}[{b}] {text[:64]!r} is none")
-                                     for b, text in enumerate(texts) if not _is_one(text, of)]
+    errors = (
+        []
+        if of is None
+        else [
+            FieldError(path=f"{name}[{b}]", detail=f"{name}[{b}] {text[:64]!r} is none")
+            for b, text in enumerate(texts)
+            if not _is_one(text, of)
+        ]
+    )
     if errors:
         raise refuse(errors)
     return texts
@@ -275,7 +288,10 @@ def _describe(model: LoadedModel) -> ModelMetadata:
     horizon, n_quantiles = model.spec.horizon, len(model.spec.quantiles)
     shapes = ([-1, horizon, n_quantiles], [-1, horizon], [n_quantiles])
     outputs = [
-        *(TensorMetadata(name=name, datatype="FP64", shape=shape) for name, shape in zip(NUMBERS, shapes, strict=True)),
+        *(
+            TensorMetadata(name=name, datatype="FP64", shape=shape)
+            for name, shape in zip(NUMBERS, shapes, strict=True)
+        ),
         *(TensorMetadata(name=name, datatype=BYTES, shape=[-1]) for name in TEXTS),
     ]
     return ModelMetadata(
@@ -296,7 +312,7 @@ def _inputs(model: LoadedModel) -> list[TensorMetadata]:
 def _write(asked: InferenceRequest, issued: Issued, chosen: dict[str, bool], accepted: str) -> Response:
     model, quantiles = issued.prepared.model, issued.prepared.model.spec.quantiles
     dated = "start" in {tensor.name for tensor in asked.inputs}
-    values = {
+    values: dict[str, FloatArray | list[str]] = {
         "quantiles": issued.quantiles_BHQ,
         "mean": issued.quantiles_BHQ @ mean_weights(quantiles),
         "probabilities": np.array(quantiles),

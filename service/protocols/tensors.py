@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from itertools import chain
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +15,9 @@ from service.protocols.asking import read_json, refuse_field
 from service.protocols.schemas import InferenceRequest, InputTensor, RequestedOutput
 
 FloatArray = NDArray[np.float64]
+T = TypeVar("T")
 
-FLOATS = {"FP64": np.dtype("<f8"), "FP32": np.dtype("<f4")}
+FLOATS: Mapping[str, np.dtype[Any]] = {"FP64": np.dtype("<f8"), "FP32": np.dtype("<f4")}
 BYTES = "BYTES"
 SIZE = "binary_data_size"
 
@@ -85,7 +86,9 @@ class SentTensors:
         if dtype is None:
             raise _refuse_datatype(tensor, "FP64 or FP32")
         if len(tensor.shape) != 2:
-            raise refuse_field(name, f"input {name!r} has {len(tensor.shape)} dimensions; expected [series, steps]")
+            raise refuse_field(
+                name, f"input {name!r} has {len(tensor.shape)} dimensions; expected [series, steps]"
+            )
         flat = np.array(_read(tensor, _NUMBERS), np.float64) if binary is None else _floats(tensor, binary, dtype)
         values: FloatArray = _check_size(tensor, flat).reshape(tensor.shape)
         if np.isinf(values).any():
@@ -131,7 +134,7 @@ def _check_size(tensor: InputTensor, flat: FloatArray) -> FloatArray:
     return flat
 
 
-def _read(tensor: InputTensor, shape: TypeAdapter[Any]) -> Any:
+def _read(tensor: InputTensor, shape: TypeAdapter[T]) -> T:
     """Return the values in the JSON: flat, or in rows."""
     data: list[Any] = [] if tensor.data is None else tensor.data
     if data and all(isinstance(row, list) for row in data):

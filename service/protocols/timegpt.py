@@ -4,7 +4,6 @@ The SDK sends values and nothing else: neither names nor timestamps, nor names o
 known by their position then, columns by their order; `model_parameters` can tell the rest.
 """
 
-from collections.abc import Callable
 from typing import Annotated, Any, TypeVar
 
 import numpy as np
@@ -62,6 +61,13 @@ TIMEGPT = ("timegpt", "azureai")
 
 OLD_ALIASES = {"H": "h", "T": "min", "S": "s", "L": "ms", "U": "us", "M": "ME", "Q": "QE", "Y": "YE", "A": "YE"}
 """As pandas spelled them before 2.2."""
+
+NOT_DONE = {
+    "finetune_steps": "a model is retrained by its job, never on a request",
+    "finetuned_model_id": "a model is retrained by its job, never on a request",
+    "feature_contributions": "networks here tell none",
+    "multivariate": "each series is forecast on its own",
+}
 
 HOW_TO_CHOOSE = "name one of them as model="
 
@@ -165,22 +171,17 @@ async def _read(request: Request, runtime: Runtime, shape: type[A]) -> tuple[A, 
         asked = read_json(body, shape)
         _refuse_what_is_not_done(asked)
         model = _find_model(runtime, asked.model, asked.freq)
-        return asked, SentPanel(model, asked.series.y, asked.series.sizes, asked.model_parameters, runtime.settings)
+        return asked, SentPanel(
+            model, asked.series.y, asked.series.sizes, asked.model_parameters, runtime.settings
+        )
 
     return await beside(len(body), read)
 
 
 def _refuse_what_is_not_done(asked: TimeGPTRequest) -> None:
-    why: Callable[[str, str], str] = lambda name, reason: f"{name} is not supported: {reason}"  # noqa: E731
-    retrained = "a model is retrained by its job, never on a request"
-    if asked.finetune_steps:
-        raise refuse_field("finetune_steps", why("fine-tuning", retrained))
-    if asked.finetuned_model_id is not None:
-        raise refuse_field("finetuned_model_id", why("fine-tuning", retrained))
-    if asked.feature_contributions:
-        raise refuse_field("feature_contributions", why("feature_contributions", "networks here tell none"))
-    if asked.multivariate:
-        raise refuse_field("multivariate", why("multivariate", "each series is forecast on its own"))
+    for name, reason in NOT_DONE.items():
+        if getattr(asked, name):
+            raise refuse_field(name, f"{name} is not supported: {reason}")
 
 
 def _find_model(runtime: Runtime, name: str, freq: str) -> LoadedModel:
@@ -205,10 +206,10 @@ def _find_model(runtime: Runtime, name: str, freq: str) -> LoadedModel:
 def _has_steps(model: LoadedModel, freq: str) -> bool:
     if isinstance(model.calendar, Sessions):
         return freq in ("B", model.spec.freq)
-    return _step_of(freq) == _step_of(model.spec.freq)
+    return bool(_step_of(freq) == _step_of(model.spec.freq))
 
 
-def _step_of(freq: str) -> Any:
+def _step_of(freq: str) -> object:
     """Return what stands for a step, however it is spelled; the text where nobody knows it."""
     try:
         return pd.tseries.frequencies.to_offset(_calendar_of(freq).freq)

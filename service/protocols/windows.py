@@ -73,7 +73,7 @@ class SentPanel:
         self.sizes = list(sizes)
         self.offsets = np.cumsum([0, *sizes])
         self._told = told or NOTHING_TOLD
-        self._names = self._spread("unique_id", self._told.unique_id)
+        self._names = self._read_names()
         self._statics = self._spread_statics()
         self._ends = self._read_cutoffs()
         self._past: dict[str, FloatArray] = {}
@@ -130,7 +130,7 @@ class SentPanel:
             for name, column in self._future.items()
         }
         return SeriesHistory.model_construct(
-            unique_id=self._names[cut.series] or f"#{cut.series}",
+            unique_id=self._names[cut.series],
             start=self._start(cut.series, first),
             ds=None,
             y=self.y[seen].tolist(),
@@ -152,6 +152,13 @@ class SentPanel:
             raise refuse_field("model_parameters.cutoff", f"cutoff {end}: {error}") from None
         return str(start.isoformat())
 
+    def _read_names(self) -> list[str]:
+        names = self._spread("unique_id", self._told.unique_id)
+        if self._told.unique_id is not None and len(set(names)) < len(names):
+            detail = "unique_id names a series twice; every unique_id must differ"
+            raise refuse_field("model_parameters.unique_id", detail)
+        return [f"#{n}" if name is None else name for n, name in enumerate(names)]
+
     def _read_cutoffs(self) -> list[pd.Timestamp | None]:
         texts = self._spread("cutoff", self._told.cutoff)
         if self._told.cutoff is None:
@@ -159,7 +166,7 @@ class SentPanel:
                 raise refuse_field("model_parameters.cutoff", self._say_time_is_needed())
             return [None] * len(self.sizes)
         try:
-            return list(normalise_timestamps(pd.Index(texts), self.model.calendar))
+            return list(normalise_timestamps(pd.Series(texts), self.model.calendar))
         except CalendarError as error:
             raise refuse_field("model_parameters.cutoff", f"cutoff: {error}") from None
 
@@ -284,7 +291,13 @@ def _check_work(panel: SentPanel, n_windows: int, max_values: int) -> None:
 
 
 async def forecast_windows(
-    panel: SentPanel, cuts: Sequence[Cut], h: int, level: Sequence[float], runtime: Runtime, *, record: bool = False
+    panel: SentPanel,
+    cuts: Sequence[Cut],
+    h: int,
+    level: Sequence[float],
+    runtime: Runtime,
+    *,
+    record: bool = False,
 ) -> Forecasts:
     """Forecast every window, as many at a time as a request may have series.
 

@@ -179,7 +179,10 @@ def test_one_of_several_models_is_named_or_set(pump: Forecaster, publish: Publis
 NAMES = {"unique_id": ["a"], "ds": ["2024-01-01"], "y": [1.0]}
 REFUSED = [
     ({}, "send exactly one of dataframe_split, dataframe_records, instances, inputs; got none"),
-    ({"inputs": NAMES, "instances": []}, "send exactly one of dataframe_split, dataframe_records, instances, inputs"),
+    (
+        {"inputs": NAMES, "instances": []},
+        "send exactly one of dataframe_split, dataframe_records, instances, inputs",
+    ),
     ({"inputs": {"unique_id": ["a"]}}, "the frame has no column ds, y; it needs unique_id, ds, y"),
     ({"inputs": {**NAMES, "y": []}}, "columns differ in length: {'unique_id': 1, 'ds': 1, 'y': 0}"),
     ({"inputs": {**NAMES, "y": ["1"]}}, "y.0 of series 'a': Input should be a valid number"),
@@ -202,7 +205,15 @@ def test_a_frame_that_is_none_is_refused_with_the_reason(ours: httpx.Client) -> 
 
 def test_bytes_that_are_no_frame_are_refused(ours: httpx.Client) -> None:
     header = b"unique_id,ds,y\n"
-    csv_bodies = (b"", b"\xff", b"\x00", header, header + b"a,2024-01-01,x", header + b"a,2024-01-01", b'"' * 200_000)
+    csv_bodies = (
+        b"",
+        b"\xff",
+        b"\x00",
+        header,
+        header + b"a,2024-01-01,x",
+        header + b"a,2024-01-01",
+        b'"' * 200_000,
+    )
     for body in csv_bodies:
         assert ours.post("/invocations", content=body, headers={"content-type": "text/csv"}).status_code == 400
     for body in (b"", b"[]", b"{", b"\xff", b'{"inputs": ' + b"[" * 5000, b'{"inputs": {"y": [1e999]}}'):

@@ -20,11 +20,15 @@ Frame = Mapping[str, Sequence[Any]]
 FORMS = ("dataframe_split", "dataframe_records", "instances", "inputs")
 NEEDED = ("unique_id", "ds", "y")
 
+MOST_COLUMNS = 1024
+
 MISSING = frozenset({"", "NaN", "nan", "NA", "N/A", "n/a", "null", "NULL", "None", "<NA>"})
 """What stands for a missing value in CSV, as pandas has it."""
 
 
-def read_frame(body: bytes, *, is_csv: bool, known: CovariatesSpec) -> tuple[Frame, list[float] | None]:
+def read_frame(
+    body: bytes, *, is_csv: bool, known: CovariatesSpec, max_values: int
+) -> tuple[Frame, list[float] | None]:
     """Return the columns of a frame that a model takes, and the levels asked for.
 
     Raises:
@@ -37,10 +41,10 @@ def read_frame(body: bytes, *, is_csv: bool, known: CovariatesSpec) -> tuple[Fra
         return {name: _parse_column(name, texts[name], (*NEEDED[:2], *statics)) for name in texts}, None
     asked = read_json(body, ScoringRequest)
     level = None if asked.params is None else asked.params.level
-    return _require_frame(_find_columns(asked, wanted)), level
+    return _require_frame(_find_columns(asked, wanted, max_values)), level
 
 
-def _find_columns(asked: ScoringRequest, wanted: Sequence[str]) -> dict[str, Sequence[Any]]:
+def _find_columns(asked: ScoringRequest, wanted: Sequence[str], max_values: int) -> dict[str, Sequence[Any]]:
     sent = [form for form in FORMS if getattr(asked, form) is not None]
     if len(sent) != 1:
         detail = f"send exactly one of {', '.join(FORMS)}; got {', '.join(sent) or 'none'}"
@@ -50,7 +54,11 @@ def _find_columns(asked: ScoringRequest, wanted: Sequence[str]) -> dict[str, Seq
     if asked.inputs is not None:
         return {name: asked.inputs[name] for name in wanted if name in asked.inputs}
     records = asked.dataframe_records or asked.instances or []
-    there = [name for name in wanted if any(name in record for record in records)]
+    sent_names: set[str] = set().union(*records)
+    there = [name for name in wanted if name in sent_names]
+    if len(records) * len(there) > max_values:
+        detail = f"{len(records)} records of {len(there)} columns; at most {max_values} values"
+        raise refuse_field("", f"{detail}: send fewer rows")
     return {name: [record.get(name) for record in records] for name in there}
 
 
@@ -71,6 +79,8 @@ def _read_csv(body: bytes, wanted: Sequence[str]) -> Mapping[str, Sequence[str]]
         raise ProblemError(BAD_REQUEST, f"the body is not CSV in UTF-8: {error}") from None
     rows = [row for row in rows if row]
     columns = rows[0] if rows else []
+    if len(columns) > MOST_COLUMNS:
+        raise refuse_field("", f"{len(columns)} columns; at most {MOST_COLUMNS}")
     split = ScoringSplit.model_construct(columns=columns, data=rows[1:])
     return _require_frame(_columns_of_rows(split, wanted))
 

@@ -134,7 +134,7 @@ def _find_model(runtime: Runtime, name: str | None) -> LoadedModel:
 
 def _read(body: bytes, is_csv: bool, model: LoadedModel, settings: ServiceSettings) -> Prepared:
     known = model.spec.covariates
-    frame, level = read_frame(body, is_csv=is_csv, known=known)
+    frame, level = read_frame(body, is_csv=is_csv, known=known, max_values=settings.max_values)
     series = build_series(frame, known, settings)
     request = ForecastRequest.model_construct(model=model.name, h=None, level=level, record=True, series=series)
     return prepare(request, model, settings)

@@ -7,13 +7,13 @@ import gzip
 import zlib
 from collections.abc import Callable, Coroutine
 from importlib.metadata import version as version_of
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from fastapi import APIRouter, Request, Response
 from fastapi.routing import APIRoute
 from numpy.typing import NDArray
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from starlette.responses import JSONResponse
 
 from forecasting.forecaster import mean_weights
@@ -47,8 +47,12 @@ TAKEN = ("", JSON, BINARY)
 SMALLEST_COMPRESSED = 1024
 EXTENSIONS = ["binary_tensor_data", "model_repository"]
 
-_START: TypeAdapter[str] = TypeAdapter(Timestamp)
-_NAME: TypeAdapter[str] = TypeAdapter(UniqueId)
+_LABEL: TypeAdapter[str] = TypeAdapter(Annotated[str, Field(max_length=256)])
+TEXTS_SENT: dict[str, tuple[str, TypeAdapter[str]]] = {
+    "unique_id": ("name", TypeAdapter(UniqueId)),
+    "start": ("timestamp", TypeAdapter(Timestamp)),
+}
+"""What texts of an input must be."""
 
 FloatArray = NDArray[np.float64]
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
@@ -207,10 +211,10 @@ def _read_series(sent: SentTensors, model: LoadedModel, settings: ServiceSetting
     n_series = len(y_BL)
     if not 0 < n_series <= settings.max_series:
         raise refuse_field("y", f"{n_series} series in one request; expected 1 to {settings.max_series}")
-    names = _texts(sent, "unique_id", n_series, _NAME) or [f"#{b}" for b in range(n_series)]
+    names = _texts(sent, "unique_id", n_series) or [f"#{b}" for b in range(n_series)]
     if len(set(names)) < n_series:
         raise refuse_field("unique_id", "a series is there twice; every unique_id must differ")
-    starts = _texts(sent, "start", n_series, _START) or [_start_unless_needed(model)] * n_series
+    starts = _texts(sent, "start", n_series) or [_start_unless_needed(model)] * n_series
     columns = {kind: _columns(sent, kind, n_series) for kind in ("past", "future")}
     statics = {name: _texts(sent, f"static.{name}", n_series) for name in _told(sent, "static")}
     return [
@@ -250,30 +254,27 @@ def _columns(sent: SentTensors, kind: str, n_series: int) -> dict[str, list[Any]
     return columns
 
 
-def _texts(sent: SentTensors, name: str, n_series: int, of: TypeAdapter[str] | None = None) -> list[str]:
+def _texts(sent: SentTensors, name: str, n_series: int) -> list[str]:
     """Return a text a series; nothing where the input was not sent."""
     if name not in sent.names:
         return []
     texts = sent.texts(name)
     if len(texts) != n_series:
         raise refuse_field(name, f"{name} is of {len(texts)} series, and y of {n_series}")
-    errors = (
-        []
-        if of is None
-        else [
-            FieldError(path=f"{name}[{b}]", detail=f"{name}[{b}] {text[:64]!r} is none")
-            for b, text in enumerate(texts)
-            if not _is_one(text, of)
-        ]
-    )
+    what, shape = TEXTS_SENT.get(name, ("label", _LABEL))
+    errors = [
+        FieldError(path=f"{name}[{b}]", detail=f"{name}[{b}] {text[:64]!r} is no {what}")
+        for b, text in enumerate(texts)
+        if not _is_one(text, shape)
+    ]
     if errors:
         raise refuse(errors)
     return texts
 
 
-def _is_one(text: str, of: TypeAdapter[str]) -> bool:
+def _is_one(text: str, shape: TypeAdapter[str]) -> bool:
     try:
-        of.validate_python(text)
+        shape.validate_python(text)
     except ValidationError:
         return False
     return True

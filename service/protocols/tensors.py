@@ -7,7 +7,7 @@ from typing import Annotated, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import to_json
 
 from service.problems import BAD_REQUEST, ProblemError
@@ -24,10 +24,9 @@ SIZE = "binary_data_size"
 _LENGTH = 4
 """Bytes that tell how long a text is."""
 
-_NUMBERS: TypeAdapter[list[float | None]] = TypeAdapter(
-    Annotated[list[float | None], Field(strict=True, fail_fast=True)]
-)
-_TEXTS: TypeAdapter[list[str]] = TypeAdapter(Annotated[list[str], Field(strict=True, fail_fast=True)])
+_STRICT = ConfigDict(strict=True)
+_NUMBERS = TypeAdapter(Annotated[list[float | None], Field(fail_fast=True)], config=_STRICT)
+_TEXTS = TypeAdapter(Annotated[list[str], Field(fail_fast=True)], config=_STRICT)
 
 
 def split_body(body: bytes, declared: str | None) -> tuple[InferenceRequest, bytes]:

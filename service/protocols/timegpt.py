@@ -132,7 +132,7 @@ async def cross_validation(request: Request, runtime: RuntimeOf) -> Response:
         asked, panel = await _read(request, runtime, TimeGPTCrossValidationRequest)
         columns, historic = asked.series.X or [], set(asked.hist_exog or [])
         panel.take_columns(columns, [i for i in range(len(columns)) if i not in historic])
-        cuts = cut_back(panel, asked.h, asked.n_windows, asked.step_size, runtime.settings.max_values)
+        cuts = cut_back(panel, asked.h, asked.n_windows, asked.step_size, runtime.settings)
         answered = await forecast_windows(panel, cuts, asked.h, asked.level or [], runtime)
         return await _respond(answered, _where(panel, cuts))
 
@@ -154,7 +154,7 @@ async def anomaly_detection(request: Request, runtime: RuntimeOf) -> Response:
         asked, panel = await _read(request, runtime, TimeGPTAnomalyRequest)
         columns, n_future = asked.series.X or [], len(panel.model.spec.covariates.future)
         panel.take_columns(columns, range(min(n_future, len(columns))))
-        cuts = cut_to_cover(panel, runtime.settings.max_values)
+        cuts = cut_to_cover(panel, runtime.settings)
         horizon = panel.model.spec.horizon
         answered = await forecast_windows(panel, cuts, horizon, [asked.level], runtime)
         where = _where(panel, cuts)

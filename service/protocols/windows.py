@@ -29,6 +29,9 @@ FloatArray = NDArray[np.float64]
 INLINE_VALUES = 8192
 """Values from which windows are laid out beside the event loop."""
 
+MOST_TURNS = 50
+"""Most times that as many windows are forecast for one request as a request may have series."""
+
 NOTHING_TOLD = TimeGPTParameters.model_construct()
 
 
@@ -225,7 +228,7 @@ def _listed(column: FloatArray) -> list[float | None]:
     return values
 
 
-def cut_back(panel: SentPanel, h: int, n_windows: int, step_size: int, max_values: int) -> list[Cut]:
+def cut_back(panel: SentPanel, h: int, n_windows: int, step_size: int, settings: ServiceSettings) -> list[Cut]:
     """Return `n_windows` windows of each series, the last of which ends with it.
 
     Raises:
@@ -240,7 +243,7 @@ def cut_back(panel: SentPanel, h: int, n_windows: int, step_size: int, max_value
     ]
     if errors:
         raise refuse(errors)
-    _check_work(panel, n_windows * len(panel.sizes), max_values)
+    _check_work(panel, n_windows * len(panel.sizes), settings)
     ends = [h + step_size * (n_windows - 1 - w) for w in range(n_windows)]
     return [Cut(n, size - end, h) for n, size in enumerate(panel.sizes) for end in ends]
 
@@ -252,7 +255,7 @@ def _say_short(n: int, size: int, needed: int, input_size: int) -> str:
     )
 
 
-def cut_to_cover(panel: SentPanel, max_values: int) -> list[Cut]:
+def cut_to_cover(panel: SentPanel, settings: ServiceSettings) -> list[Cut]:
     """Return windows that follow one another up to the end of each series, over all that can be forecast.
 
     Raises:
@@ -266,7 +269,7 @@ def cut_to_cover(panel: SentPanel, max_values: int) -> list[Cut]:
     ]
     if errors:
         raise refuse(errors)
-    _check_work(panel, sum(-(-(size - spec.input_size) // spec.horizon) for size in panel.sizes), max_values)
+    _check_work(panel, sum(-(-(size - spec.input_size) // spec.horizon) for size in panel.sizes), settings)
     return [
         Cut(n, end, steps)
         for n, size in enumerate(panel.sizes)
@@ -282,12 +285,14 @@ def _stretches(first: int, last: int, length: int) -> Iterator[tuple[int, int]]:
     yield from ((begin, length) for begin in range(first + odd, last, length))
 
 
-def _check_work(panel: SentPanel, n_windows: int, max_values: int) -> None:
+def _check_work(panel: SentPanel, n_windows: int, settings: ServiceSettings) -> None:
     spec = panel.model.spec
     n_values = n_windows * max(spec.horizon * len(spec.quantiles), spec.input_size)
-    if n_values > max_values:
-        detail = f"{_short(n_windows)} windows would take {_short(n_values)} numbers; at most {max_values}"
-        raise refuse_field("series", f"{detail}: send fewer or shorter series")
+    most = MOST_TURNS * settings.max_series
+    if n_windows > most or n_values > settings.max_values:
+        detail = f"{_short(n_windows)} windows would take {_short(n_values)} numbers"
+        rule = f"at most {most} and {settings.max_values}"
+        raise refuse_field("series", f"{detail}; {rule}: send fewer or shorter series")
 
 
 async def forecast_windows(

@@ -145,15 +145,20 @@ async def model_ready(runtime: RuntimeOf, model: str, version: str | None = None
     return Ready(ready=True, name=_find(runtime, model, version).name)
 
 
+AS_BYTES = {
+    "schema": {"type": "string", "format": "binary", "description": "The JSON, and the tensors behind it."}
+}
+
 _INFER: dict[str, Any] = {
     "response_model": InferenceAnswer,
     "response_model_exclude_none": True,
-    "responses": _errors(400, 404, 408, 413, 415, 503),
+    "responses": {200: {"content": {BINARY: AS_BYTES}}, **_errors(400, 404, 408, 413, 415, 503)},
     "openapi_extra": {
         "requestBody": {
             "required": True,
             "content": {
                 JSON: {"schema": {"$ref": "#/components/schemas/InferenceRequest"}},
+                BINARY: AS_BYTES,
             },
         }
     },

@@ -79,6 +79,7 @@ class SentPanel:
         self._names = self._read_names()
         self._statics = self._spread_statics()
         self._ends = self._read_cutoffs()
+        self._any_start = any_start(model)
         self._past: dict[str, FloatArray] = {}
         self._future: dict[str, FloatArray] = {}
         self._ahead: dict[str, FloatArray] = {}
@@ -148,7 +149,7 @@ class SentPanel:
     def _start(self, series: int, first: int) -> str:
         end = self._ends[series]
         if end is None:
-            return any_start(self.model)
+            return self._any_start
         try:
             start = self.model.calendar.ending(end, self.sizes[series] - first)[0]
         except (CalendarError, OverflowError, ValueError) as error:

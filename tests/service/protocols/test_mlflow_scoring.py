@@ -13,6 +13,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from fastapi import FastAPI
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from mlflow.pyfunc import scoring_server
 from mlflow.pyfunc.scoring_server.client import ScoringServerClient
 from mlflow.version import VERSION
@@ -201,6 +203,42 @@ def test_a_frame_that_is_none_is_refused_with_the_reason(ours: httpx.Client) -> 
         answer = ours.post("/invocations", json=body)
         assert (answer.status_code, answer.json()["error_code"]) == (400, "BAD_REQUEST")
         assert answer.json()["message"].startswith(reason), answer.text
+
+
+ANYTHING = st.one_of(st.none(), st.floats(), st.integers(-(10**400), 10**400), st.text(max_size=3), st.booleans())
+COLUMN = st.one_of(
+    st.lists(ANYTHING, max_size=14),
+    st.just([1.5] * 12),
+    st.just(["a"] * 12),
+    st.just([f"2024-01-01T{hour:02}:00" for hour in range(12)]),
+)
+FRAMES = st.fixed_dictionaries({}, optional={"unique_id": COLUMN, "ds": COLUMN, "y": COLUMN, "\x00": COLUMN})
+
+
+@st.composite
+def hostile(draw: st.DrawFn) -> dict[str, Any]:
+    columns = draw(FRAMES)
+    rows = [list(row) for row in zip(*columns.values(), strict=False)]
+    forms = {
+        "inputs": columns,
+        "instances": [dict(zip(columns, row, strict=True)) for row in rows],
+        "dataframe_records": [draw(FRAMES)],
+        "dataframe_split": {"columns": [*columns], "data": [*rows, draw(st.lists(ANYTHING, max_size=3))]},
+    }
+    form = draw(st.sampled_from(sorted(forms)))
+    return {form: forms[form], "params": draw(st.one_of(st.none(), st.just({"level": [80]}), ANYTHING))}
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@given(hostile(), st.booleans())
+def test_no_request_breaks_the_service(client: httpx.Client, body: dict[str, Any], as_csv: bool) -> None:
+    content = json.dumps(body)
+    if as_csv:
+        content = "\n".join(",".join(map(str, row)) for row in zip(*body.get("inputs", {}).values(), strict=False))
+    kind = {"content-type": "text/csv" if as_csv else "application/json"}
+    answer = client.post("/invocations?model=pump", content=content.encode(), headers=kind)
+    assert answer.status_code in (200, 400), answer.text
+    assert answer.status_code == 200 or set(answer.json()) == {"error_code", "message"}
 
 
 def test_bytes_that_are_no_frame_are_refused(ours: httpx.Client) -> None:

@@ -16,13 +16,7 @@ from forecasting.calendar import format_timestamp
 from service.histories import first_step
 from service.model_slot import LoadedModel, ModelSlots
 from service.problems import INVALID_REQUEST, MEDIA_TYPE, FieldError, Kind, Problem, describe
-from service.protocols.schemas import (
-    InferenceRequest,
-    ScoringRequest,
-    TimeGPTAnomalyRequest,
-    TimeGPTCrossValidationRequest,
-    TimeGPTForecastRequest,
-)
+from service.protocols.schemas import REQUESTS
 from service.schemas import ForecastRequest, NotReady, ObservationsRequest
 
 JsonObject = dict[str, Any]
@@ -32,19 +26,6 @@ MOST_EXAMPLES = 5
 LONGEST_EXAMPLE = 500
 
 FORECAST_PATH = "/v1/forecast"
-
-SHOWN: tuple[type[BaseModel], ...] = (
-    ForecastRequest,
-    ObservationsRequest,
-    TimeGPTForecastRequest,
-    TimeGPTCrossValidationRequest,
-    TimeGPTAnomalyRequest,
-    InferenceRequest,
-    ScoringRequest,
-    Problem,
-    NotReady,
-)
-"""What FastAPI does not see: bodies that routes read themselves, and problems."""
 
 EXAMPLE_ANSWER: JsonObject = {
     "forecast_id": "0b0f6f5e-6f0c-4d2b-9a53-2f1f0d6c3c55",
@@ -94,7 +75,7 @@ def build_openapi(app: FastAPI, slots: ModelSlots) -> JsonObject:
     """Build the document as it is now, with examples for the models that are loaded now."""
     document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
-    for model in SHOWN:
+    for model in (ForecastRequest, ObservationsRequest, *REQUESTS, Problem, NotReady):
         _add_schema(schemas, model)
     for unused in ("HTTPValidationError", "ValidationError"):
         schemas.pop(unused, None)

@@ -296,3 +296,13 @@ class ScoringError(BaseModel):
 
     error_code: str
     message: str
+
+
+REQUESTS: tuple[type[BaseModel], ...] = (
+    TimeGPTForecastRequest,
+    TimeGPTCrossValidationRequest,
+    TimeGPTAnomalyRequest,
+    InferenceRequest,
+    ScoringRequest,
+)
+"""For the OpenAPI document: routes read these bodies themselves."""

@@ -11,6 +11,7 @@ from forecasting.registry import Registry, open_registry
 from service.error_handlers import install_error_handlers
 from service.middleware import RequestMiddleware
 from service.openapi import build_openapi
+from service.protocols import mlflow_scoring, open_inference, timegpt
 from service.routes import accuracy, forecasts, health, jobs, models, observations, series
 from service.runtime import Runtime
 from service.settings import ServiceSettings
@@ -50,7 +51,8 @@ def create_app(settings: ServiceSettings | None = None, registry: Registry | Non
     app.add_middleware(RequestMiddleware, telemetry=runtime.telemetry)
     install_error_handlers(app)
     routes = (forecasts, observations, models, series, accuracy, jobs, health)
-    for router in (route.router for route in routes):
+    protocols = (timegpt, open_inference, mlflow_scoring)
+    for router in (part.router for part in (*routes, *protocols)):
         app.include_router(router)
     return app
 

@@ -59,6 +59,11 @@ class ServiceSettings(BaseSettings):
     models: Annotated[tuple[str, ...] | None, NoDecode] = Field(
         None, description="Models to serve, separated by commas. Default: every model with the alias."
     )
+    default_model: str | None = Field(
+        None,
+        pattern=MODEL_NAME_PATTERN,
+        description="Model for clients of other protocols that name none. Default: the only one that fits.",
+    )
     alias: str = Field(
         CHAMPION, pattern=MODEL_NAME_PATTERN, description="Registry alias that says which version to serve."
     )

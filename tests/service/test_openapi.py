@@ -123,6 +123,24 @@ ROUTES = [
     ("GET", "/health/live"),
     ("GET", "/health/ready"),
     ("GET", "/metrics"),
+    ("GET", "/validate_api_key"),
+    ("GET", "/model_params"),
+    ("POST", "/v2/forecast"),
+    ("POST", "/v2/cross_validation"),
+    ("POST", "/v2/anomaly_detection"),
+    ("GET", "/v2"),
+    ("GET", "/v2/health/live"),
+    ("GET", "/v2/health/ready"),
+    ("POST", "/v2/repository/index"),
+    ("GET", "/v2/models/{model}/versions/{version}"),
+    ("GET", "/v2/models/{model}"),
+    ("GET", "/v2/models/{model}/versions/{version}/ready"),
+    ("GET", "/v2/models/{model}/ready"),
+    ("POST", "/v2/models/{model}/versions/{version}/infer"),
+    ("POST", "/v2/models/{model}/infer"),
+    ("GET", "/ping"),
+    ("GET", "/version"),
+    ("POST", "/invocations"),
 ]
 
 
@@ -180,6 +198,35 @@ def test_requests_to_real_models_are_answered_or_refused_as_it_says(
         return case
 
     hold(cases(), 60)
+
+
+@pytest.mark.parametrize(
+    ("path", "asked"),
+    [
+        ("/v2/forecast", {"freq": "h"}),
+        ("/v2/cross_validation", {"freq": "h"}),
+        ("/v2/anomaly_detection", {"model": "pump", "freq": "h"}),
+        ("/v2/models/{model}/infer", {}),
+        ("/invocations", {}),
+    ],
+)
+def test_requests_of_other_protocols_to_real_models_are_answered_or_refused_as_it_says(
+    api_schema: BaseSchema, path: str, asked: dict[str, str]
+) -> None:
+    """The document's requests, with the name of a model that is there."""
+
+    @st.composite
+    def cases(draw: st.DrawFn) -> Case:
+        case = draw(api_schema[path]["POST"].as_strategy())
+        if isinstance(case.body, dict):
+            case.body |= asked
+        if "{model}" in path:
+            case.path_parameters = {"model": "pump"}
+        elif path == "/invocations":
+            case.query = {"model": "pump"}
+        return case
+
+    hold(cases(), 25)
 
 
 @pytest.mark.parametrize(

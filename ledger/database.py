@@ -47,6 +47,7 @@ def open_database(url: str) -> Engine:
 
 
 def _create_engine(url: str) -> Engine:
+    """Make an engine whose errors do not quote what was written: they end up in logs."""
     try:
         parsed = sa.make_url(url)
     except sa.exc.ArgumentError as error:
@@ -54,7 +55,8 @@ def _create_engine(url: str) -> Engine:
     if parsed.get_backend_name() == "sqlite":
         if parsed.database and parsed.database != ":memory:":
             Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
-        engine = sa.create_engine(parsed, connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False})
+        connect_args = {"timeout": BUSY_SECONDS, "check_same_thread": False}
+        engine = sa.create_engine(parsed, hide_parameters=True, connect_args=connect_args)
         sa.event.listen(engine, "connect", _prepare_sqlite)
         sa.event.listen(engine, "begin", _begin_sqlite)
         return engine
@@ -62,6 +64,7 @@ def _create_engine(url: str) -> Engine:
         return sa.create_engine(
             parsed.set(drivername="postgresql+psycopg"),
             pool_pre_ping=True,
+            hide_parameters=True,
             connect_args={"connect_timeout": CONNECT_SECONDS, "options": f"-csearch_path={SCHEMA}"},
         )
     raise LedgerError(f"a ledger is kept in SQLite or PostgreSQL, not in {parsed.get_backend_name()!r}")

@@ -9,6 +9,7 @@ from fastapi_offline import FastAPIOffline
 
 from forecasting.registry import Registry, open_registry
 from service.error_handlers import install_error_handlers
+from service.logs import RequestLog
 from service.middleware import RequestMiddleware
 from service.openapi import build_openapi
 from service.routes import accuracy, forecasts, health, jobs, models, observations, series
@@ -32,7 +33,7 @@ def create_app(settings: ServiceSettings | None = None, registry: Registry | Non
         ValueError: the settings cannot be honoured on this machine.
     """
     settings = settings or ServiceSettings()
-    runtime = Runtime(settings, lambda: registry or open_registry(settings.registry_uri))
+    runtime = Runtime(settings, lambda: registry or open_registry(settings.registry_uri), _version())
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -47,7 +48,12 @@ def create_app(settings: ServiceSettings | None = None, registry: Registry | Non
     )
     app.state.runtime = runtime
     app.openapi = lambda: build_openapi(app, runtime.slots)  # type: ignore[method-assign]  # FastAPI's own way
-    app.add_middleware(RequestMiddleware, telemetry=runtime.telemetry)
+    app.add_middleware(
+        RequestMiddleware,
+        telemetry=runtime.telemetry,
+        tracing=runtime.tracing,
+        request_log=RequestLog(settings.log_requests, settings.slow_seconds),
+    )
     install_error_handlers(app)
     routes = (forecasts, observations, models, series, accuracy, jobs, health)
     for router in (route.router for route in routes):

@@ -21,6 +21,9 @@ DESCRIPTION = """Forecasts with honest intervals for stock and sensor series.
 Errors are `application/problem+json` (RFC 9457), in one shape everywhere.
 """
 
+NO_TELEMETRY = {"tracing": False, "metrics": False, "logs": False, "auto_configure": False}
+"""FastAPI's own would send what it refuses, values and all, to any OpenTelemetry provider of the process."""
+
 
 def create_app(settings: ServiceSettings | None = None, registry: Registry | None = None) -> FastAPI:
     """Build the service.
@@ -44,7 +47,12 @@ def create_app(settings: ServiceSettings | None = None, registry: Registry | Non
             runtime.stop()
 
     app: FastAPI = FastAPIOffline(
-        title="Hindcast", version=_version(), description=DESCRIPTION, redoc_url=None, lifespan=lifespan
+        title="Hindcast",
+        version=_version(),
+        description=DESCRIPTION,
+        redoc_url=None,
+        lifespan=lifespan,
+        telemetry=NO_TELEMETRY,
     )
     app.state.runtime = runtime
     app.openapi = lambda: build_openapi(app, runtime.slots)  # type: ignore[method-assign]  # FastAPI's own way

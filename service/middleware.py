@@ -79,7 +79,13 @@ class _Reply:
         if message["type"] == "http.response.start":
             self.journey.status = message["status"]
             message["headers"] = [*message.get("headers", ()), (b"x-request-id", self.journey.request_id.encode())]
-        await self._send(message)
+        try:
+            await self._send(message)
+        except RuntimeError as error:
+            # uvloop says so of a connection that was closed since uvicorn looked: nobody waits any more.
+            if "the handler is closed" not in str(error):
+                raise
+            raise ClientDisconnect from error
 
 
 def _choose_id(headers: Iterable[tuple[bytes, bytes]]) -> str:

@@ -82,6 +82,7 @@ def _refuse_unstorable(
 
 
 def _engine_of(url: str) -> Engine:
+    """Make an engine whose errors do not quote what was written: they end up in logs."""
     try:
         parsed = sa.make_url(url)
     except sa.exc.ArgumentError as error:
@@ -89,13 +90,17 @@ def _engine_of(url: str) -> Engine:
     if parsed.get_backend_name() == "sqlite":
         if parsed.database and parsed.database != ":memory:":
             Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
-        engine = sa.create_engine(parsed, connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False})
+        connect_args = {"timeout": BUSY_SECONDS, "check_same_thread": False}
+        engine = sa.create_engine(parsed, hide_parameters=True, connect_args=connect_args)
         sa.event.listen(engine, "connect", _prepare_sqlite)
         sa.event.listen(engine, "begin", _begin_sqlite)
         return engine
     if parsed.get_backend_name() == "postgresql":
         return sa.create_engine(
-            parsed.set(drivername="postgresql+psycopg"), pool_pre_ping=True, connect_args=_options_of(parsed)
+            parsed.set(drivername="postgresql+psycopg"),
+            pool_pre_ping=True,
+            hide_parameters=True,
+            connect_args=_options_of(parsed),
         )
     raise LedgerError(f"a ledger is kept in SQLite or PostgreSQL, not in {parsed.get_backend_name()!r}")
 

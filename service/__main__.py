@@ -15,6 +15,7 @@ import uvicorn
 from pydantic import ValidationError
 
 from service.app import create_app
+from service.logs import configure_logging
 from service.runtime import Runtime
 from service.settings import ServiceSettings
 
@@ -69,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _refuse([f"{_name_of(e['loc'])}{e['msg'].removeprefix('Value error, ')}" for e in error.errors()])
     except ValueError as error:
         return _refuse([str(error)])
-    _configure_logging(settings.log_level)
+    configure_logging(settings.log_level, settings.log_format)
     config = uvicorn.Config(
         app,
         host=settings.host,
@@ -108,12 +109,6 @@ def _refuse(reasons: Sequence[str]) -> int:
     for reason in reasons:
         print(f"hindcast cannot start: {reason}", file=sys.stderr)  # noqa: T201  (before there is a log)
     return BAD_SETTINGS
-
-
-def _configure_logging(level: str) -> None:
-    logging.basicConfig(
-        level=level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr
-    )
 
 
 if __name__ == "__main__":

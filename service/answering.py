@@ -18,6 +18,7 @@ from forecasting.covariates import Covariates
 from forecasting.forecaster import summarise
 from service.answered import Answered
 from service.histories import Prepared, Window, prepare
+from service.journey import end_stage, note_model
 from service.ledger_histories import LedgerForecastRequest, build_request, note_age, read_history
 from service.parsing import parse_request
 from service.runtime import Runtime
@@ -88,6 +89,8 @@ async def issue(prepared: Prepared, runtime: Runtime) -> Issued:
     Raises:
         ProblemError: the service is overloaded.
     """
+    end_stage("decode")
+    note_model(prepared.model.name, prepared.model.version, len(prepared.windows))
     y_BL, covariates = prepared.y_BL, prepared.covariates
     quantiles_BHQ = await _predict(prepared, y_BL, covariates, runtime)
 
@@ -189,4 +192,6 @@ def _encode(forecast: ForecastAnswer) -> bytes:
     """Write the answer series by series, so that other threads get their turn in between."""
     head = forecast.model_dump_json(exclude={"forecasts"}).removesuffix("}")
     series = ",".join([one.model_dump_json() for one in forecast.forecasts])
-    return f'{head},"forecasts":[{series}]}}'.encode()
+    raw = f'{head},"forecasts":[{series}]}}'.encode()
+    end_stage("encode")
+    return raw

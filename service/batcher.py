@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forecasting.covariates import Covariates
+from service.journey import Journey, current_journey
 from service.model_slot import LoadedModel
 from service.problems import OVERLOADED, ProblemError
 
@@ -30,8 +31,8 @@ Outcome = FloatArray | Exception
 INLINE_VALUES = 8_192
 """Most values (windows times their length) of a batch that runs on the event loop."""
 
-RunListener = Callable[[LoadedModel, int, float], None]
-"""Told of every forward pass: the model, its windows and its seconds."""
+RunListener = Callable[[LoadedModel, int, float, float, Sequence[Journey]], None]
+"""Told of every forward pass: the model, its windows, its begin and end, and the requests that shared it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +41,7 @@ class _Asked:
     y_BL: FloatArray
     covariates: Covariates | None
     answer: "asyncio.Future[FloatArray]"
+    journey: Journey | None
 
     @property
     def is_wanted(self) -> bool:
@@ -69,7 +71,7 @@ class Batcher:
             detail = f"{self.waiting} series wait to be forecast already; try again in a second"
             raise ProblemError(OVERLOADED, detail, headers={"retry-after": "1"})
         loop = asyncio.get_running_loop()
-        asked = _Asked(model, y_BL, covariates, loop.create_future())
+        asked = _Asked(model, y_BL, covariates, loop.create_future(), current_journey())
         if not self._arrived:
             loop.call_soon(self._begin)
         self._arrived.append(asked)
@@ -105,7 +107,8 @@ class Batcher:
         model, y_BL = batch[0].model, np.concatenate([asked.y_BL for asked in batch])
         told = [asked.covariates for asked in batch if asked.covariates is not None]
         quantiles_BHQ = model.forecaster.predict(y_BL, Covariates.join(told) if told else None)
-        self._on_run(model, len(y_BL), time.perf_counter() - began)
+        journeys = [asked.journey for asked in batch if asked.journey is not None]
+        self._on_run(model, len(y_BL), began, time.perf_counter(), journeys)
         ends = np.cumsum([len(asked.y_BL) for asked in batch])
         return list(np.split(quantiles_BHQ, ends[:-1]))
 

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 
 from starlette.requests import Request
 
+from service.journey import end_stage
 from service.problems import (
     BODY_TIMEOUT,
     BODY_TOO_LARGE,
@@ -40,10 +41,12 @@ async def read_body(request: Request, settings: ServiceSettings, taken: Sequence
     media_type = _check_content_type(request, taken)
     try:
         async with asyncio.timeout(settings.body_seconds):
-            return media_type, await _read_body(request, settings.max_body_bytes)
+            body = await _read_body(request, settings.max_body_bytes)
     except TimeoutError:
         detail = f"the body did not arrive within {settings.body_seconds:g} seconds"
         raise ProblemError(BODY_TIMEOUT, detail, headers={"connection": "close"}) from None
+    end_stage("read")
+    return media_type, body
 
 
 def _check_content_type(request: Request, taken: Sequence[str]) -> str:

@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field
 from starlette.responses import Response
 
 from forecasting.errors import InputError
+from service.journey import note_problem
 
 MEDIA_TYPE = "application/problem+json"
 MAX_ERRORS = 100
@@ -181,7 +182,8 @@ def describe(kind: Kind, detail: str, request_id: str, errors: Sequence[FieldErr
 
 
 def respond(problem: Problem, headers: Mapping[str, str] | None = None) -> Response:
-    """Build the HTTP answer of a problem."""
+    """Build the HTTP answer of a problem, and note it in the request's journey."""
+    note_problem(problem.type.rpartition(":")[2])
     return Response(problem.model_dump_json(), problem.status, dict(headers or {}), media_type=MEDIA_TYPE)
 
 

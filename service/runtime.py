@@ -1,7 +1,7 @@
 """Runtime: what one service process holds while it runs, handed to the routes."""
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Annotated, TypeVar
@@ -13,12 +13,14 @@ from forecasting.registry import Registry
 from ledger.ledger import Ledger
 from service.adjustments import AdjustmentBook
 from service.batcher import Batcher
+from service.journey import Journey
 from service.ledger_link import LedgerLink
 from service.model_slot import LoadedModel, ModelSlot, ModelSlots
 from service.problems import MODEL_NOT_LOADED, OVERLOADED, UNKNOWN_MODEL, ProblemError
 from service.recorder import Recorder
 from service.settings import ServiceSettings
-from service.telemetry import Telemetry
+from service.telemetry import GcPauses, Telemetry
+from service.tracing import open_tracing
 
 T = TypeVar("T")
 
@@ -26,9 +28,14 @@ T = TypeVar("T")
 class Runtime:
     """Settings, models, metrics, the ledger and the inference thread of one service."""
 
-    def __init__(self, settings: ServiceSettings, open_registry: Callable[[], Registry]) -> None:
+    def __init__(
+        self, settings: ServiceSettings, open_registry: Callable[[], Registry], version: str = "0"
+    ) -> None:
         self.settings = settings
         self.telemetry = Telemetry()
+        self.tracing = open_tracing(version)
+        self._gc_pauses = GcPauses()
+        self.telemetry.watch_collections(self._gc_pauses)
         self.slots = ModelSlots(
             settings, open_registry, choose_device(settings.device), self.telemetry.record_swap
         )
@@ -42,11 +49,13 @@ class Runtime:
         self.draining = False
         self._in_flight = 0
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="inference")
-        self.batcher = Batcher(self._worker, settings.max_waiting_series, self.telemetry.record_inference)
+        self.batcher = Batcher(self._worker, settings.max_waiting_series, self._note_run)
+        self.telemetry.watch_load(lambda: self._in_flight, lambda: self.batcher.waiting)
 
     def start(self) -> None:
         """Begin to follow the registry and to answer."""
         torch.set_num_threads(self.settings.torch_threads)
+        self._gc_pauses.start()
         self.slots.start()
         self.ledger_link.start()
         self.recorder.start()
@@ -58,6 +67,17 @@ class Runtime:
         self._worker.shutdown(wait=False)
         self.recorder.stop()
         self.ledger_link.stop()
+        self.tracing.stop()
+        self._gc_pauses.stop()
+
+    def _note_run(
+        self, model: LoadedModel, windows: int, began: float, ended: float, journeys: Sequence[Journey]
+    ) -> None:
+        self.telemetry.record_inference(model, windows, ended - began)
+        self.tracing.note_batch(journeys, model.name, windows, began, ended)
+        for journey in journeys:
+            journey.end_stage("queue", began)
+            journey.end_stage("predict", ended)
 
     @property
     def ledger(self) -> Ledger | None:

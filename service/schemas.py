@@ -35,10 +35,15 @@ CovariateColumn = Annotated[list[Finite | None], Field(fail_fast=True, min_lengt
 CovariateColumns = Annotated[
     dict[str, CovariateColumn], Field(max_length=MOST_COLUMNS), BeforeValidator(_few_columns)
 ]
+NO_CONTROL = r"^[^\x00-\x1f\x7f]*$"
+"""Text without control characters, as the ledger has it: no database would keep a name with a NUL."""
+
 Statics = Annotated[
-    dict[str, Annotated[str, Field(max_length=256)]], Field(max_length=MOST_COLUMNS), BeforeValidator(_few_columns)
+    dict[str, Annotated[str, Field(max_length=256, pattern=NO_CONTROL)]],
+    Field(max_length=MOST_COLUMNS),
+    BeforeValidator(_few_columns),
 ]
-UniqueId = Annotated[str, Field(min_length=1, max_length=256)]
+UniqueId = Annotated[str, Field(min_length=1, max_length=256, pattern=NO_CONTROL)]
 
 
 class _Request(BaseModel):

@@ -11,6 +11,9 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from forecasting.registry import CHAMPION
 from forecasting.spec import MODEL_NAME_PATTERN
 
+LogFormat = Literal["json", "text"]
+LoggedRequests = Literal["all", "notable"]
+
 MEBIBYTE = 1024**2
 LEDGER_OFF = "off"
 
@@ -111,6 +114,13 @@ class ServiceSettings(BaseSettings):
         30, ge=1, le=3600, description="Seconds accepted requests may still take after the socket closed."
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe line.")
+    log_format: LogFormat | None = Field(
+        None, description="json or text. Default: text where standard error is a terminal, json elsewhere."
+    )
+    log_requests: LoggedRequests = Field(
+        "notable", description="notable: a line for requests that failed (500) or were slow; all: one for each."
+    )
+    slow_seconds: float = Field(1.0, ge=0, description="Seconds from which a request is slow.")
 
     @field_validator("models", mode="before")
     @classmethod

@@ -105,6 +105,7 @@ def serve_app(app: FastAPI, *, ready: bool = True) -> Iterator[httpx.Client]:
     """Run an application behind a real socket."""
     config = uvicorn.Config(app, host="127.0.0.1", port=0, log_config=None, access_log=False, lifespan="on")
     server = uvicorn.Server(config)
+    app.state.server = server
     thread = threading.Thread(target=server.run)
     thread.start()
     wait_until(lambda: server.started)

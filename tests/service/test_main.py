@@ -1,5 +1,6 @@
 """The real process: `python -m service`, its exit codes, and how it leaves."""
 
+import json
 import os
 import re
 import signal
@@ -90,7 +91,7 @@ def test_it_starts_from_the_environment_alone_answers_and_exits_with_0_on_sigter
     publish: Publish, start: Callable[..., Process]
 ) -> None:
     publish(build_forecaster("pump"))
-    process = start(HINDCAST_DRAIN_SECONDS="0")
+    process = start(HINDCAST_DRAIN_SECONDS="0", HINDCAST_LOG_REQUESTS="all")
     wait_until(process.is_ready)
     answer = process.client.post("/v1/forecast", content=big_body(1, 12), headers=JSON)
     assert answer.status_code == 200
@@ -98,7 +99,10 @@ def test_it_starts_from_the_environment_alone_answers_and_exits_with_0_on_sigter
     assert process.client.get("/docs").status_code == 200
     process.popen.send_signal(signal.SIGTERM)
     assert process.popen.wait(timeout=20) == 0
-    assert f"id={answer.headers['x-request-id']} POST /v1/forecast status=200" in process.log
+    lines = [json.loads(line) for line in process.lines]
+    told = next(line for line in lines if line.get("request_id") == answer.headers["x-request-id"])
+    assert (told["method"], told["path"], told["status"], told["version"]) == ("POST", "/v1/forecast", 200, "1")
+    assert {line["logger"] for line in lines} >= {"uvicorn.error", "hindcast.models", "hindcast.requests"}
     assert "Traceback" not in process.log
 
 

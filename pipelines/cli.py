@@ -498,9 +498,24 @@ def serve_command(
 
     Example: `hindcast serve --port 8080`
     """
-    from pipelines.commands import models
+    from pipelines.commands import serving
 
-    models.serve(read_settings(), host, port)
+    serving.serve(read_settings(), host, port)
+
+
+@app.command(
+    "keys",
+    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
+def keys_command(arguments: typer.Context) -> None:
+    """Create, list and revoke the API keys of the service: `create NAME`, `list`, `revoke ID`.
+
+    Example: `hindcast keys create dashboard --scopes forecast,read --expires 90d`
+    """
+    from pipelines.commands import serving
+
+    serving.manage_keys(arguments.args)
 
 
 @app.command("demo")

@@ -15,6 +15,7 @@ import uvicorn
 from pydantic import ValidationError
 
 from service.app import create_app
+from service.connections import bound_by
 from service.runtime import Runtime
 from service.settings import ServiceSettings
 
@@ -79,6 +80,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         lifespan="on",
         proxy_headers=False,
         server_header=False,
+        http=bound_by(settings),
+        timeout_keep_alive=settings.keep_alive_seconds,
+        ws_max_size=settings.max_body_bytes,
         timeout_graceful_shutdown=settings.shutdown_seconds,
     )
     GracefulServer(config, app.state.runtime).run()

@@ -138,7 +138,7 @@ def test_ctrl_c_leaves_at_once_and_cleanly(publish: Publish, start: Callable[...
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (["--host", "0.0.0.0"], "no authentication yet"),  # noqa: S104
+        (["--host", "0.0.0.0"], "no API keys"),  # noqa: S104
         (["--port", "x"], "HINDCAST_PORT: Input should be a valid integer"),
         (["--models", "No Such"], "HINDCAST_MODELS: no model can be named 'No Such'"),
     ],

@@ -505,17 +505,22 @@ def serve_command(
 
 @app.command(
     "keys",
-    add_help_option=False,
-    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "allow_interspersed_args": False},
 )
-def keys_command(arguments: typer.Context) -> None:
-    """Create, list and revoke the API keys of the service: `create NAME`, `list`, `revoke ID`.
+def keys_command(
+    context: typer.Context,
+    action: Annotated[
+        str, typer.Argument(metavar="create|list|revoke", help="`create --help` tells its options.")
+    ],
+) -> None:
+    """Create, list and revoke the API keys of the service.
 
-    Example: `hindcast keys create dashboard --scopes forecast,read --expires 90d`
+    Examples: `hindcast keys create dashboard --scopes forecast,read --expires 90d`, `hindcast keys list`,
+    `hindcast keys revoke 4f0c2a9d81be`
     """
     from pipelines.commands import serving
 
-    serving.manage_keys(arguments.args)
+    serving.manage_keys([action, *context.args])
 
 
 @app.command("demo")

@@ -14,6 +14,7 @@ from fastapi_offline import FastAPIOffline
 from starlette.middleware.cors import CORSMiddleware
 
 from forecasting.registry import Registry, open_registry
+from service.deadline import Deadline
 from service.error_handlers import install_error_handlers
 from service.key_ring import KeyRing
 from service.middleware import RequestMiddleware, SecurityHeaders
@@ -88,6 +89,7 @@ def create_app(settings: ServiceSettings | None = None, registry: Registry | Non
     app.add_middleware(AccessControl, ring=ring, origins=settings.cors_origins)
     if settings.cors_origins:
         app.add_middleware(CORSMiddleware, allow_origins=settings.cors_origins, **CORS)
+    app.add_middleware(Deadline, seconds=settings.request_seconds)
     app.add_middleware(RequestMiddleware, telemetry=runtime.telemetry)
     app.add_middleware(SecurityHeaders, policies={DOCS: docs_policy(app)}, files=DOCS_FILES)
     install_error_handlers(app)

@@ -23,8 +23,8 @@ from service.rate_limit import charge_body
 from service.settings import ServiceSettings
 
 IDENTITY = "identity"
-UNPACKED_INLINE = 4096
-"""Bytes that are unpacked where they are; the hop to another thread costs more than such a body, bomb or not."""
+UNPACKED_INLINE = 2048
+"""Bytes that are unpacked where they are: bombs apart, that takes less than the hop to another thread."""
 JSON = "application/json"
 FIRST_YEAR, LAST_YEAR = 1800, 2199
 """As timestamps of series have it."""

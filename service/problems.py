@@ -131,6 +131,12 @@ OVERLOADED = Kind(
     "Too many requests at one time",
     "64 requests are being answered already; try again in a second",
 )
+DEADLINE_EXCEEDED = Kind(
+    "deadline-exceeded",
+    503,
+    "There was no answer in time",
+    "there was no answer within 120 seconds",
+)
 LEDGER_UNAVAILABLE = Kind(
     "ledger-unavailable",
     503,
@@ -168,6 +174,7 @@ KINDS = (
     MODEL_NOT_LOADED,
     NOT_READY,
     OVERLOADED,
+    DEADLINE_EXCEEDED,
     LEDGER_UNAVAILABLE,
     QUEUE_FULL,
 )

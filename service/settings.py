@@ -102,6 +102,9 @@ class ServiceSettings(KeySettings):
     head_seconds: float = Field(
         10.0, gt=0, le=600, description="Seconds a client may take to send the address and headers of a request."
     )
+    request_seconds: float = Field(
+        120.0, gt=0, le=3600, description="Seconds a request may take in all; then it is given up (503)."
+    )
     stall_seconds: float = Field(
         30.0, gt=0, le=3600, description="Seconds a client may read nothing of an answer that waits for it."
     )

@@ -60,7 +60,17 @@ def test_an_address_is_found_by_what_the_router_would_match(template: str) -> No
 
 @pytest.mark.parametrize(
     "path",
-    ["", "//", "/v1", "/v1/forecast/", "/v1/models/", "/V1/forecast", "/v1/jobs/a/b", "/metrics\n", "/health/live/x"],
+    [
+        "",
+        "//",
+        "/v1",
+        "/v1/forecast/",
+        "/v1/models/",
+        "/V1/forecast",
+        "/v1/jobs/a/b",
+        "/metrics\n",
+        "/health/live/x",
+    ],
 )
 def test_an_address_that_is_not_in_the_table_is_nowhere(path: str) -> None:
     assert methods_at(path) is None

@@ -4,6 +4,7 @@ import gzip
 import tracemalloc
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 
 import pytest
 import zstandard
@@ -98,7 +99,5 @@ def test_deflate_without_its_envelope_is_not_gzip() -> None:
 @given(st.sampled_from(ENCODINGS), st.binary(max_size=200), st.booleans())
 def test_whatever_is_sent_unpacks_or_is_refused(encoding: str, body: bytes, begins_well: bool) -> None:
     start = {"gzip": b"\x1f\x8b\x08", "zstd": b"\x28\xb5\x2f\xfd"}[encoding] if begins_well else b""
-    try:
+    with suppress(BadEncodingError, UnpackedTooLargeError):
         assert len(unpack(encoding, start + body, 1000)) <= 1000
-    except (BadEncodingError, UnpackedTooLargeError):
-        pass

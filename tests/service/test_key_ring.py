@@ -127,7 +127,7 @@ def test_a_file_that_is_broken_from_the_start_is_refused(path: Path) -> None:
 def test_a_file_that_is_not_changed_is_not_read(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make(path)
     ring = opened(path)
-    monkeypatch.setattr(key_ring, "load_keys", lambda path: pytest.fail("read again"))
+    monkeypatch.setattr(key_ring, "load_keys", lambda _: pytest.fail("read again"))
     ring.look()
 
 

@@ -91,9 +91,9 @@ def spoil(content: dict[str, object], **changes: object) -> str:
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
-        (lambda c: "", "Invalid JSON"),
+        (lambda _: "", "Invalid JSON"),
         (lambda c: json.dumps(c)[:-9], "Invalid JSON"),
-        (lambda c: "[" * 100_000, "Invalid JSON"),
+        (lambda _: "[" * 100_000, "Invalid JSON"),
         (lambda c: json.dumps({**c, "format_version": 2}), "format_version"),
         (lambda c: json.dumps({**c, "more": 1}), "more"),
         (lambda c: json.dumps({**c, "keys": c["keys"] * 2}), "two keys have one id"),

@@ -1,4 +1,4 @@
-"""Who is let in, by a real service: keys, scopes, rates, WebSockets, strangers' pages, and what the log has of it."""
+"""Who is let in by a real service: keys, scopes, rates, WebSockets, strangers' pages; and what the log has."""
 
 import asyncio
 import logging
@@ -29,7 +29,7 @@ from service.middleware import SecurityHeaders
 from service.problems import Problem
 from service.security import LONGEST_ADDRESS, MOST_HEADERS, AccessControl
 from service.settings import ServiceSettings
-from tests.service.conftest import Publish, Serve, build_forecaster, serve_app, wait_until
+from tests.service.conftest import Publish, Serve, build_forecaster, publish_into, serve_app, wait_until
 
 NOW = datetime.now(UTC)
 JSON = {"content-type": "application/json"}
@@ -74,8 +74,6 @@ def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Keyed]:
     """A service with keys that the tests of this module share."""
     folder = tmp_path_factory.mktemp("keyed")
     registry = DirectoryRegistry(folder / "registry")
-    from tests.service.conftest import publish_into
-
     publish_into(registry, folder)(build_forecaster("pump"))
     keys = make_keys(folder / "keys.json")
     settings = ServiceSettings(registry_uri=str(registry.root), home=folder, ledger_url="off", poll_seconds=0.05)
@@ -355,9 +353,7 @@ def test_an_error_nobody_foresaw_has_the_headers_too(registry: DirectoryRegistry
 
 def test_the_page_of_the_documentation_may_run_its_own_scripts_and_no_others(client: httpx.Client) -> None:
     page = client.get("/docs")
-    policy = dict(
-        part.strip().partition(" ")[::2] for part in page.headers["content-security-policy"].split(";")
-    )
+    policy = dict(part.strip().partition(" ")[::2] for part in page.headers["content-security-policy"].split(";"))
     inline = re.findall(r"<script>(.*?)</script>", page.text, re.DOTALL)
     assert len(inline) == 1
     digests = {f"'sha256-{b64encode(sha256(script.encode()).digest()).decode()}'" for script in inline}
@@ -467,7 +463,9 @@ def test_all_of_it_takes_microseconds_of_a_request(tmp_path: Path) -> None:
         pass
 
     def scope() -> dict[str, Any]:
-        headers = [(name, b"x") for name in (b"host", b"user-agent", b"accept", b"content-type", b"content-length")]
+        headers = [
+            (name, b"x") for name in (b"host", b"user-agent", b"accept", b"content-type", b"content-length")
+        ]
         headers.append((b"authorization", f"Bearer {key}".encode()))
         return {
             "type": "http",

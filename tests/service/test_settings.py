@@ -41,7 +41,7 @@ def test_flags_win_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.4", "::", "hindcast.example"])  # noqa: S104
 def test_a_host_others_can_reach_needs_keys_and_is_told_how_to_make_one(host: str, tmp_path: Path) -> None:
-    with pytest.raises(ValidationError, match="no API keys .* `hindcast keys create NAME` makes one"):
+    with pytest.raises(ValidationError, match=r"no API keys .* `hindcast keys create NAME` makes one"):
         ServiceSettings(host=host, home=tmp_path)
     create_key(tmp_path / "keys.json", "ops", ["admin"], datetime.now(UTC))
     assert ServiceSettings(host=host, home=tmp_path).host == host

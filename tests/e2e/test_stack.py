@@ -136,9 +136,9 @@ def test_a_scheduled_retraining_answers_over_http_whatever_stops_in_between(
     here: Here, stack: dict[str, Process], postgres_url: str
 ) -> None:
     mlflow, address = (f"http://127.0.0.1:{here.ports[name]}" for name in ("mlflow", "service"))
-    assert httpx.get(f"{address}/v1/models").status_code == 401
     key = here.make_key()
     assert wait_for_version(address, 1, key=key)["version"] == "1"
+    assert httpx.get(f"{address}/v1/models").status_code == 401
     second = wait_for_version(address, 2, key=key)
     assert second["forecasts"][0]["status"] == "ok"
     assert [here.is_healthy(name) for name in ("mlflow", "service", "worker")] == [True, True, True]

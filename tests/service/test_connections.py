@@ -5,16 +5,17 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import httpx
 import pytest
 import uvicorn
 from fastapi import FastAPI, WebSocket
 from starlette.responses import Response
+from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
-from service.connections import LARGEST_HEAD, bound_by
+from service.__main__ import build_config
+from service.connections import LARGEST_HEAD, BoundedProtocol
 from service.settings import ServiceSettings
 from tests.service.conftest import wait_until
 
@@ -48,16 +49,8 @@ def small_app() -> FastAPI:
 
 @contextmanager
 def serving(**settings: float) -> Iterator[uvicorn.Server]:
-    config = uvicorn.Config(
-        small_app(),
-        port=0,
-        log_config=None,
-        http=bound_by(ServiceSettings(**settings)),
-        ws="websockets-sansio",
-        timeout_keep_alive=60,
-        timeout_graceful_shutdown=1,
-    )
-    server = uvicorn.Server(config)
+    chosen = ServiceSettings(port=0, keep_alive_seconds=60, shutdown_seconds=1, **settings)
+    server = uvicorn.Server(build_config(small_app(), chosen))
     thread = threading.Thread(target=server.run)
     thread.start()
     wait_until(lambda: server.started)
@@ -202,6 +195,26 @@ def test_a_websocket_may_be_silent_for_longer(server: uvicorn.Server) -> None:
 
 
 def test_the_process_is_started_with_all_of_it() -> None:
-    source = (Path(__file__).parents[2] / "service" / "__main__.py").read_text()
-    assert "http=bound_by(settings)" in source
-    assert "proxy_headers=False" in source
+    settings = ServiceSettings(head_seconds=3, stall_seconds=4, keep_alive_seconds=5, max_body_bytes=6000)
+    config = build_config(small_app(), settings)
+    config.load()
+    protocol = config.http_protocol_class
+    assert issubclass(protocol, BoundedProtocol)
+    assert (protocol.head_seconds, protocol.stall_seconds) == (3, 4)
+    assert (config.timeout_keep_alive, config.ws_max_size) == (5, 6000)
+    assert not config.proxy_headers, "a header would say who is calling"
+
+
+@pytest.mark.parametrize("compression", ["deflate", None])
+def test_a_message_of_a_websocket_has_the_limit_of_a_body_packed_or_not(compression: str | None) -> None:
+    with (
+        serving(max_body_bytes=6000) as server,
+        connect(f"ws://127.0.0.1:{port_of(server)}/socket", compression=compression) as websocket,
+    ):
+        websocket.send("x" * 6000)
+        assert len(websocket.recv(timeout=5)) == 6000
+        websocket.send("x" * 6001)
+        with pytest.raises(ConnectionClosed) as closed:
+            websocket.recv(timeout=5)
+    assert closed.value.rcvd is not None
+    assert closed.value.rcvd.code == 1009

@@ -1,6 +1,7 @@
 """Who is let in by a real service: keys, scopes, rates, WebSockets, strangers' pages; and what the log has."""
 
 import asyncio
+import io
 import logging
 import re
 import time
@@ -27,6 +28,7 @@ from service.key_ring import KeyRing
 from service.key_store import create_key, revoke_key
 from service.middleware import SecurityHeaders
 from service.problems import Problem
+from service.redaction import redact_logs
 from service.security import LONGEST_ADDRESS, MOST_HEADERS, AccessControl
 from service.settings import ServiceSettings
 from tests.service.conftest import Publish, Serve, build_forecaster, publish_into, serve_app, wait_until
@@ -262,6 +264,29 @@ def test_no_secret_is_logged_whatever_it_is_sent_in(keyed: Keyed, caplog: pytest
     assert "GET /v1/models status=200" in ours
     assert half not in ours
     assert not [answer for answer in answers if half in answer.text and "since" not in str(answer.url)]
+
+
+def test_a_key_that_is_logged_all_the_same_is_not_written(
+    registry: DirectoryRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """uvicorn logs the whole address of a WebSocket, and an error may repeat anything."""
+    written = io.StringIO()
+    handler = logging.StreamHandler(written)
+    monkeypatch.setattr(logging.getLogger(), "handlers", [handler])
+    monkeypatch.setattr(logging.getLogger("uvicorn.error"), "level", logging.INFO)
+    redact_logs()
+    _, key = create_key(tmp_path / "keys.json", "sensor", ["forecast"], NOW)
+    with stream_service(registry, keys_file=tmp_path / "keys.json") as address:
+        with connect(f"{address}?api_key={key}", additional_headers=bearer(key)) as socket:
+            socket.send("1")
+            socket.recv(timeout=5)
+        try:
+            raise RuntimeError(key)
+        except RuntimeError:
+            logging.getLogger("hindcast").exception("failed with %s", key)
+    assert f"/v1/stream/pump?api_key={key[:15]}_..." in written.getvalue()
+    assert f"RuntimeError: {key[:15]}_..." in written.getvalue()
+    assert key[16:] not in written.getvalue()
 
 
 def test_pages_of_strangers_can_change_nothing_where_no_key_is_asked_for(client: httpx.Client) -> None:

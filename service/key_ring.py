@@ -68,11 +68,11 @@ class KeyRing:
         """
         self._seen = self._stamp()
         self._take(load_keys(self._path))
-        if self.enforced and not self._holders:
-            log.warning("%s has no key yet: nobody is let in; `hindcast keys create NAME` makes one", self._path)
 
     def start(self) -> None:
         """Begin to look at the file."""
+        if self.enforced and not self._holders:
+            log.warning("%s has no key yet: nobody is let in; `hindcast keys create NAME` makes one", self._path)
         self._stopping.clear()
         self._thread = threading.Thread(target=self._follow, name="keys", daemon=True)
         self._thread.start()

@@ -229,10 +229,13 @@ def test_on_loopback_nobody_is_asked_until_there_is_a_key(
         wait_until(lambda: client.get("/v1/models").status_code == 401)
 
 
-def test_a_named_file_that_is_not_there_lets_nobody_in(serve: Serve, tmp_path: Path) -> None:
+def test_a_named_file_that_is_not_there_lets_nobody_in(
+    serve: Serve, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with serve(keys_file=tmp_path / "later.json", ready=False) as client:
         assert client.get("/v1/models").status_code == 401
         assert client.get("/health/live").status_code == 200
+    assert "later.json has no key yet: nobody is let in" in caplog.text
 
 
 def test_the_ledger_is_not_asked_who_is_calling(publish: Publish, serve: Serve, tmp_path: Path) -> None:

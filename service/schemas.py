@@ -370,6 +370,9 @@ class Readiness(BaseModel):
     ledger: Failure | None = Field(
         description="Why the ledger does not answer; null when it does, and when there is none."
     )
+    keys: Failure | None = Field(
+        description="Why the file of API keys cannot be read, those known before being in force; null when it can."
+    )
     models: list[ModelReadiness]
 
 
@@ -379,5 +382,8 @@ class NotReady(Problem):
     registry: Failure | None = Field(description="Why the registry cannot be followed; null when it can.")
     ledger: Failure | None = Field(
         description="Why the ledger does not answer; null when it does, and when there is none."
+    )
+    keys: Failure | None = Field(
+        description="Why the file of API keys cannot be read, those known before being in force; null when it can."
     )
     models: list[ModelReadiness]

@@ -23,7 +23,7 @@ from forecasting.transforms import Transform
 from ledger.bulk import FEW
 from ledger.database import reading, writing
 from ledger.moments import to_microseconds, to_moment
-from ledger.schema import forecasts
+from ledger.schema import FALLBACK, forecasts
 
 FloatArray = NDArray[np.float64]
 StampArray = NDArray[np.datetime64]
@@ -147,7 +147,7 @@ class ForecastStore:
             forecasts.c.model == model,
             forecasts.c.role == "champion",
             forecasts.c.version != version,
-            forecasts.c.status != "fallback",
+            forecasts.c.status != FALLBACK,
             forecasts.c.issued_at >= to_microseconds(since),
             forecasts.c.id > after,
             ~made,

@@ -20,6 +20,9 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
+FALLBACK = "fallback"
+"""The status of a forecast that the seasonal naive made in a model's place: kept, and no score of the model's."""
+
 metadata = MetaData(
     naming_convention={
         "ix": "ix_%(table_name)s_%(column_0_N_name)s",

@@ -104,13 +104,19 @@ class Runtime:
             raise ProblemError(UNKNOWN_MODEL, f"no model is named {name[:64]!r}; known: {known}")
         return slot
 
-    def model(self, name: str) -> LoadedModel:
+    def model(self, name: str, *, or_stand_in: bool = False) -> LoadedModel:
         """Return the model that answers now.
+
+        Args:
+            name: of the model.
+            or_stand_in: take one without a network, which the seasonal naive answers for, where there is no other.
 
         Raises:
             ProblemError: it is unknown, or not loaded yet.
         """
         slot = self.slot(name)
+        if slot.current is None and or_stand_in and slot.stand_in is not None:
+            return slot.stand_in
         if slot.current is None:
             why = "it is being loaded" if slot.failure is None else slot.failure.detail
             raise ProblemError(

@@ -43,7 +43,10 @@ class Telemetry:
             registry=self.registry,
         )
         self._series = Counter(
-            "hindcast_series_forecast", "Series forecast.", ["model", "status"], registry=self.registry
+            "hindcast_series_forecast",
+            "Series forecast, by status and why it is not ok.",
+            ["model", "status", "reason"],
+            registry=self.registry,
         )
         self._inference_seconds = Histogram(
             "hindcast_inference_seconds",
@@ -91,10 +94,10 @@ class Telemetry:
         self._requests.labels(route, str(status)).inc()
         self._request_seconds.labels(route).observe(seconds)
 
-    def record_series(self, model: str, statuses: Iterable[str]) -> None:
-        """Count forecast series."""
-        for status in statuses:
-            self._series.labels(model, status).inc()
+    def record_series(self, model: str, outcomes: Iterable[tuple[str, str]]) -> None:
+        """Count forecast series, each by its status and why it is not ok: a word, empty where it is."""
+        for status, reason in outcomes:
+            self._series.labels(model, status, reason).inc()
 
     def record_inference(self, model: LoadedModel, windows: int, seconds: float) -> None:
         """Record one forward pass of a network over so many windows."""
@@ -125,14 +128,20 @@ class _SlotCollector(Collector):
         stale = GaugeMetricFamily(
             "hindcast_model_stale", "1 while the registry cannot be followed.", labels=["model"]
         )
+        copy = GaugeMetricFamily(
+            "hindcast_model_from_disk",
+            "1 while the last good copy from disk answers and the registry has not confirmed it.",
+            labels=["model"],
+        )
         for slot in slots:
             stale.add_metric([slot.name], float(slot.failure is not None))
+            copy.add_metric([slot.name], float(slot.current is not None and slot.current.from_disk))
             _add_loaded(slot, info, age)
         ready = GaugeMetricFamily("hindcast_ready", "1 while every required model answers.")
         ready.add_metric([], float(not self.slots.missing()))
         trouble = GaugeMetricFamily("hindcast_registry_failing", "1 while the registry does not answer.")
         trouble.add_metric([], float(self.slots.registry_trouble is not None))
-        yield from (info, age, stale, ready, trouble)
+        yield from (info, age, stale, copy, ready, trouble)
 
 
 class _LedgerCollector(Collector):

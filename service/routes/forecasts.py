@@ -41,8 +41,9 @@ router = APIRouter(tags=["forecasts"])
 async def forecast(request: Request, runtime: RuntimeOf) -> Response:
     """Forecast the steps after each series' last observed value.
 
-    A series needs as many points as the model's `input_size` (see `/v1/models/{model}`), missing ones
-    included. The request is answered whole or refused whole, naming every series that cannot be forecast.
+    A series should have as many points as the model's `input_size` (see `/v1/models/{model}`), missing ones
+    included; with fewer it is answered by the seasonal naive (`fallback`), or refused with `"fallback": false`.
+    The request is answered whole or refused whole, naming every series that cannot be forecast.
     """
     with runtime.admission():
         body = await read_json_body(request, runtime.settings)

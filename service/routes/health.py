@@ -53,6 +53,7 @@ def _describe_models(runtime: Runtime) -> list[ModelReadiness]:
             model=slot.name,
             status=slot.status,
             version=slot.current and slot.current.version,
+            source=slot.source,
             failure=slot.failure,
         )
         for slot in runtime.slots.all()

@@ -1,0 +1,178 @@
+"""The last good models, on disk: what a service answers with when it starts and the registry does not answer.
+
+    HINDCAST_HOME/last-good/<model>/<alias>.<version>.<digest>/   spec.json, weights.safetensors, golden.json, kept.json
+
+One copy a model, alias and registry: written beside the requests, whole or not at all, and the one before it removed
+after. A copy is data like any artefact, and is checked like one when it is loaded. Several processes may share a
+home: each change is one rename, and what another process removed meanwhile is simply not there.
+"""
+
+import hashlib
+import logging
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from forecasting.artifact import GOLDEN, SPEC, WEIGHTS
+from forecasting.registry import ModelVersion
+from forecasting.spec import MODEL_NAME_PATTERN
+
+log = logging.getLogger("hindcast.models")
+
+FOLDER, KEPT, SET_ASIDE = "last-good", "kept.json", ".set-aside"
+MAX_KEPT_BYTES = 1024 * 1024
+
+
+class _Kept(BaseModel):
+    """What stands beside a copy: all the slot needs of the version."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    format_version: Literal[1] = 1
+    model: str = Field(pattern=MODEL_NAME_PATTERN)
+    version: str = Field(max_length=64)
+    alias: str = Field(pattern=MODEL_NAME_PATTERN)
+    registry: str = Field(max_length=64)
+    tags: dict[str, str]
+    kept_at: str = Field(max_length=40)
+
+
+@dataclass(frozen=True)
+class Copy:
+    """A copy on disk: the version it is of, and where its files lie."""
+
+    version: ModelVersion
+    kept_at: str
+    path: Path
+
+
+class LastGood:
+    """Keeps the artefact of every version that answered, and finds it again."""
+
+    def __init__(self, home: Path, registry_uri: str, alias: str) -> None:
+        self.root = home / FOLDER
+        self._alias = alias
+        # A registry's address may hold a password; that it is the same one is all there is to know.
+        self._registry = hashlib.sha256(registry_uri.encode()).hexdigest()[:16]
+
+    def models(self) -> list[str]:
+        """Return the names of which there is a copy."""
+        try:
+            folders = sorted(path.name for path in self.root.iterdir())
+        except OSError:
+            return []
+        return [name for name in folders if re.fullmatch(MODEL_NAME_PATTERN, name) and self.copies(name)]
+
+    def keep(self, version: ModelVersion, artifact: Path) -> None:
+        """Keep a version that was loaded and checked, and remove the copies before it.
+
+        Raises:
+            OSError: the disk does not take it; the copy before it stays.
+        """
+        folder = self.root / version.model
+        folder.mkdir(parents=True, exist_ok=True)
+        draft = folder / f".draft-{secrets.token_hex(6)}"
+        target = folder / f"{self._alias}.{_plain(version.version)}.{(version.digest or '')[:16]}.{self._registry}"
+        try:
+            _write(draft, artifact, self._describe(version))
+            _remove(target)
+            draft.rename(target)
+            _sync(folder)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+        for path in self._folders(version.model):
+            ours = path.name.startswith(f"{self._alias}.") and path.name.endswith(f".{self._registry}")
+            if ours and path != target:
+                _remove(path)
+        self._sweep(folder)
+
+    def copies(self, model: str) -> list[Copy]:
+        """Return the copies of a model, newest first: more than one only while it is being replaced."""
+        found = [copy for path in self._folders(model) if (copy := self._read(path, model)) is not None]
+        return sorted(found, key=lambda copy: copy.kept_at, reverse=True)
+
+    def set_aside(self, copy: Copy) -> None:
+        """Take a copy that cannot be used out of the way, and keep its files for whoever wants to know."""
+        aside = copy.path.parent / SET_ASIDE
+        shutil.rmtree(aside, ignore_errors=True)
+        with suppress(OSError):
+            copy.path.rename(aside)
+
+    def _describe(self, version: ModelVersion) -> _Kept:
+        return _Kept(
+            model=version.model,
+            version=version.version,
+            alias=self._alias,
+            registry=self._registry,
+            tags=dict(version.tags),
+            kept_at=datetime.now(UTC).isoformat(timespec="microseconds"),
+        )
+
+    def _folders(self, model: str) -> Iterator[Path]:
+        try:
+            paths = sorted((self.root / model).iterdir())
+        except OSError:
+            return
+        yield from (path for path in paths if not path.name.startswith("."))
+
+    def _read(self, path: Path, model: str) -> Copy | None:
+        """Return the copy of a folder; None for one of another alias or registry, or that says nothing of itself."""
+        try:
+            with (path / KEPT).open("rb") as file:
+                kept = _Kept.model_validate_json(file.read(MAX_KEPT_BYTES))
+        except (OSError, ValidationError):
+            return None
+        if (kept.model, kept.alias, kept.registry) != (model, self._alias, self._registry):
+            return None
+        version = ModelVersion(model, kept.version, (kept.alias,), kept.tags)
+        return Copy(version, kept.kept_at, path)
+
+    def _sweep(self, folder: Path) -> None:
+        """Remove what a process that was killed left half written, an hour later at the earliest."""
+        for path in (*folder.glob(".draft-*"), *folder.glob(".gone-*")):
+            with suppress(OSError):
+                if datetime.now(UTC).timestamp() - path.stat().st_mtime > 3600:
+                    shutil.rmtree(path, ignore_errors=True)
+
+
+def _plain(version: str) -> str:
+    """Return a version as part of a file name: a registry may call its versions anything."""
+    return re.sub(r"[^A-Za-z0-9_-]", "_", version)[:64]
+
+
+def _write(draft: Path, artifact: Path, kept: _Kept) -> None:
+    draft.mkdir(mode=0o700)
+    for name in (SPEC, WEIGHTS, GOLDEN):
+        shutil.copyfile(artifact / name, draft / name)
+        _sync(draft / name)
+    (draft / KEPT).write_text(kept.model_dump_json(indent=2) + "\n")
+    _sync(draft / KEPT)
+    _sync(draft)
+
+
+def _sync(path: Path) -> None:
+    """Force a file or the entries of a folder to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    """Remove a copy; whoever reads it meanwhile finds it whole or not at all."""
+    gone = path.parent / f".gone-{secrets.token_hex(6)}"
+    try:
+        path.rename(gone)
+    except OSError:
+        return  # it is not there, or another process was faster
+    shutil.rmtree(gone, ignore_errors=True)

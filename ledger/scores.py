@@ -176,7 +176,7 @@ class ScoreStore:
     ) -> list[dict[str, Any]]:
         """Return how right forecasts were, one mapping a group, ordered by the group.
 
-        What the seasonal naive answered in a model's place is no merit and no fault of the model: it does not count.
+        What the seasonal naive answered in a model's place is no merit of the model: it does not count.
 
         Args:
             model: default all.

@@ -152,7 +152,7 @@ def _shortfalls(told: Told, model: LoadedModel, h: int) -> Iterator[str]:
 def name_cause(
     told: Told, model: LoadedModel, shortfalls: Sequence[str]
 ) -> Literal["unknown_series", "covariates"] | None:
-    """Return the shortfalls in one word: a series the model does not know by name, or covariates it goes without."""
+    """Return the shortfalls in one word: an unknown series, or covariates it goes without."""
     names = dict(zip((static.name for static in model.spec.covariates.static), told.static, strict=True))
     if "unique_id" in names and names["unique_id"] not in model.known_names["unique_id"]:
         return "unknown_series"

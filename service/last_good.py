@@ -1,10 +1,12 @@
 """The last good models, on disk: what a service answers with when it starts and the registry does not answer.
 
-    HINDCAST_HOME/last-good/<model>/<alias>.<version>.<digest>/   spec.json, weights.safetensors, golden.json, kept.json
+    HINDCAST_HOME/last-good/<model>/<alias>.<version>.<digest>.<registry>/
+        spec.json, weights.safetensors, golden.json     the artefact
+        kept.json                                       what the slot needs of the version
 
-One copy a model, alias and registry: written beside the requests, whole or not at all, and the one before it removed
-after. A copy is data like any artefact, and is checked like one when it is loaded. Several processes may share a
-home: each change is one rename, and what another process removed meanwhile is simply not there.
+One copy of a model, an alias and a registry: written beside the requests, whole or not at all, and the one before
+it removed after. A copy is data like any artefact, and is checked like one when it is loaded. Several processes may
+share a home: each change is one rename, and what another process removed meanwhile is simply not there.
 """
 
 import hashlib
@@ -125,7 +127,7 @@ class LastGood:
         yield from (path for path in paths if not path.name.startswith("."))
 
     def _read(self, path: Path, model: str) -> Copy | None:
-        """Return the copy of a folder; None for one of another alias or registry, or that says nothing of itself."""
+        """Return the copy of a folder; None for one of another alias or registry, or without a word on itself."""
         try:
             with (path / KEPT).open("rb") as file:
                 kept = _Kept.model_validate_json(file.read(MAX_KEPT_BYTES))

@@ -323,10 +323,12 @@ class ModelSlots:
         self._note(slot, error, None)
 
     def _keep(self, version: ModelVersion, artifact: Path) -> None:
+        self._pass_began = None  # a slow disk is not a slow registry
         try:
             self._last_good.keep(version, artifact)
         except OSError as error:
             log.warning("version %s of %s could not be kept on disk: %s", version.version, version.model, error)
+        self._pass_began = time.monotonic()
 
     def _restore_late(self) -> None:
         """Answer from disk when the first look at the registry takes too long."""

@@ -95,6 +95,12 @@ OVERLOADED = Kind(
     "Too many requests at one time",
     "64 requests are being answered already; try again in a second",
 )
+DEADLINE = Kind(
+    "deadline",
+    503,
+    "The answer took too long",
+    "the request was not answered within 60 seconds; ask for less, or try again later",
+)
 LEDGER_UNAVAILABLE = Kind(
     "ledger-unavailable",
     503,
@@ -126,6 +132,7 @@ KINDS = (
     MODEL_NOT_LOADED,
     NOT_READY,
     OVERLOADED,
+    DEADLINE,
     LEDGER_UNAVAILABLE,
     QUEUE_FULL,
 )

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Annotated, TypeVar
 
@@ -13,9 +12,10 @@ from forecasting.registry import Registry
 from ledger.ledger import Ledger
 from service.adjustments import AdjustmentBook
 from service.batcher import Batcher
+from service.inference import InferenceThread, Watchdog
 from service.ledger_link import LedgerLink
 from service.model_slot import LoadedModel, ModelSlot, ModelSlots
-from service.problems import MODEL_NOT_LOADED, OVERLOADED, UNKNOWN_MODEL, ProblemError
+from service.problems import DEADLINE, MODEL_NOT_LOADED, OVERLOADED, UNKNOWN_MODEL, ProblemError
 from service.recorder import Recorder
 from service.settings import ServiceSettings
 from service.telemetry import Telemetry
@@ -41,12 +41,15 @@ class Runtime:
         self.telemetry.watch_ledger(self.ledger_link, self.recorder)
         self.draining = False
         self._in_flight = 0
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix="inference")
+        self._worker = InferenceThread()
+        self.watchdog = Watchdog(self._worker, settings.hang_seconds, settings.drain_seconds)
+        self.telemetry.watch_inference(self._worker)
         self.batcher = Batcher(self._worker, settings.max_waiting_series, self.telemetry.record_inference)
 
     def start(self) -> None:
         """Begin to follow the registry and to answer."""
         torch.set_num_threads(self.settings.torch_threads)
+        self.watchdog.start(asyncio.get_running_loop())
         self.slots.start()
         self.ledger_link.start()
         self.recorder.start()
@@ -54,10 +57,19 @@ class Runtime:
     def stop(self) -> None:
         """End the threads; every accepted request has been answered by now."""
         self.draining = True
+        self.watchdog.stop()
         self.slots.stop()
-        self._worker.shutdown(wait=False)
+        self._worker.shutdown(cancel_futures=True)
         self.recorder.stop()
         self.ledger_link.stop()
+
+    def missing(self) -> list[str]:
+        """Return why the service is not ready: nothing when it is."""
+        if self.draining:
+            return ["the service is shutting down"]
+        if self.watchdog.trouble is not None:
+            return [self.watchdog.trouble]
+        return self.slots.missing()
 
     @property
     def ledger(self) -> Ledger | None:
@@ -78,17 +90,18 @@ class Runtime:
 
     @contextmanager
     def admission(self) -> Iterator[None]:
-        """Let a request in, or turn it away while as many as can wait are waiting.
+        """Let a request in, or turn it away while as many as may are in; give it up when it takes too long.
 
         Raises:
-            ProblemError: the service is overloaded.
+            ProblemError: the service is overloaded, or the request was not answered in time.
         """
         if self._in_flight >= self.settings.max_in_flight:
             detail = f"{self._in_flight} requests are being answered already; try again in a second"
             raise ProblemError(OVERLOADED, detail, headers={"retry-after": "1"})
         self._in_flight += 1
         try:
-            yield
+            with deadline(self.settings.request_seconds):
+                yield
         finally:
             self._in_flight -= 1
 
@@ -123,6 +136,35 @@ class Runtime:
                 MODEL_NOT_LOADED, f"model {name!r} cannot answer: {why}", headers={"retry-after": "5"}
             )
         return slot.current
+
+
+@contextmanager
+def deadline(seconds: float) -> Iterator[None]:
+    """Give up what a task does inside after so many seconds: what it waits for is cancelled.
+
+    As `asyncio.timeout`, for callers that hold a plain context.
+
+    Raises:
+        ProblemError: it took too long.
+    """
+    task, over = asyncio.current_task(), False
+
+    def give_up() -> None:
+        nonlocal over
+        over = True
+        if task is not None:
+            task.cancel()
+
+    timer = asyncio.get_running_loop().call_later(seconds, give_up)
+    try:
+        yield
+    except asyncio.CancelledError:
+        if not over or task is None or task.uncancel() > 0:
+            raise  # somebody else cancelled it too: the client is gone
+        detail = f"the request was not answered within {seconds:g} seconds; ask for less, or try again later"
+        raise ProblemError(DEADLINE, detail, headers={"retry-after": "1"}) from None
+    finally:
+        timer.cancel()
 
 
 def choose_device(wanted: str) -> str:

@@ -180,7 +180,7 @@ class ModelInfo(BaseModel):
     alias: str
     version: str | None
     source: Literal["registry", "disk"] | None = Field(
-        description="Where what answers came from: disk is the last good copy, which the registry has not confirmed."
+        description="Where what answers came from: disk is the last good copy, until the registry answers."
     )
     digest: str | None = Field(description="SHA-256 of the artefact.")
     loaded_at: datetime | None

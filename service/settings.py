@@ -70,8 +70,8 @@ class ServiceSettings(BaseSettings):
         5.0,
         ge=0,
         le=3600,
-        description="Seconds a starting service waits for the registry before it answers with the last good models "
-        "from home.",
+        description="Seconds a starting service waits for the registry before it answers with the last good "
+        "models from home.",
     )
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
@@ -106,8 +106,8 @@ class ServiceSettings(BaseSettings):
         0.5,
         ge=0,
         le=1,
-        description="Share of a model's window that equal values at its end must fill before a sensor may count as "
-        "stuck; 0 calls none so.",
+        description="Share of a model's window that equal values at its end must fill before a sensor may count "
+        "as stuck; 0 calls none so.",
     )
     request_seconds: float = Field(
         60.0, gt=0, le=3600, description="Seconds in which a forecast must be answered; then it is given up (503)."
@@ -116,8 +116,8 @@ class ServiceSettings(BaseSettings):
         120.0,
         gt=0,
         le=3600,
-        description="Seconds after which a forward pass or the event loop counts as hung: readiness turns 503, and "
-        "the process ends with 70.",
+        description="Seconds after which a forward pass or the event loop counts as hung: readiness turns 503, "
+        "and the process ends with 70.",
     )
     body_seconds: float = Field(30.0, gt=0, description="Seconds a client may take to send its body.")
     drain_seconds: float = Field(

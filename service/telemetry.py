@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from prometheus_client import (
     CollectorRegistry,
     Counter,
+    Gauge,
     Histogram,
     ProcessCollector,
     disable_created_metrics,
@@ -14,6 +15,7 @@ from prometheus_client import (
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from service.inference import InferenceThread
 from service.ledger_link import LedgerLink
 from service.model_slot import LoadedModel, ModelSlot, ModelSlots
 from service.recorder import Recorder
@@ -80,6 +82,13 @@ class Telemetry:
     def watch(self, slots: ModelSlots) -> None:
         """Show the state of the models, as it is at every scrape."""
         self.registry.register(_SlotCollector(slots))
+
+    def watch_inference(self, inference: InferenceThread) -> None:
+        """Show how often the thread that runs networks had to be started again."""
+        restarts = Gauge(
+            "hindcast_inference_restarts", "How often the inference thread died.", registry=self.registry
+        )
+        restarts.set_function(lambda: inference.restarts)
 
     def watch_ledger(self, link: LedgerLink, recorder: Recorder) -> None:
         """Show whether the ledger answers and what waits for it, as it is at every scrape."""

@@ -8,6 +8,7 @@ from service.openapi import FORECAST_PATH, problem_responses
 from service.problems import (
     BODY_TIMEOUT,
     BODY_TOO_LARGE,
+    DEADLINE,
     INTERNAL_ERROR,
     INVALID_REQUEST,
     MALFORMED_JSON,
@@ -36,6 +37,7 @@ router = APIRouter(tags=["forecasts"])
         INTERNAL_ERROR,
         MODEL_NOT_LOADED,
         OVERLOADED,
+        DEADLINE,
     ),
 )
 async def forecast(request: Request, runtime: RuntimeOf) -> Response:

@@ -37,7 +37,7 @@ async def ready(request: Request, runtime: RuntimeOf) -> Readiness | Response:
     A model that goes on serving although the registry could not be followed stays ready, marked `stale`.
     Forecasts need no ledger: one that does not answer is shown, and takes nothing away.
     """
-    reasons = ["the service is shutting down"] if runtime.draining else runtime.slots.missing()
+    reasons = runtime.missing()
     models, registry = _describe_models(runtime), runtime.slots.registry_trouble
     ledger = runtime.ledger_link.trouble
     if not reasons:

@@ -13,6 +13,7 @@ from service.ledger_histories import LedgerForecastRequest
 from service.limits import clean_text, parse_moment
 from service.openapi import problem_responses
 from service.problems import (
+    DEADLINE,
     INTERNAL_ERROR,
     INVALID_REQUEST,
     LEDGER_UNAVAILABLE,
@@ -73,6 +74,7 @@ async def list_series(
         INTERNAL_ERROR,
         MODEL_NOT_LOADED,
         OVERLOADED,
+        DEADLINE,
         LEDGER_UNAVAILABLE,
     ),
 )
@@ -98,8 +100,8 @@ async def forecast_series(
     """Forecast the steps after the newest observation, from the ledger's history alone.
 
     Covariates and names are read from the ledger too, under the names the model takes; future ones as far ahead
-    as they are known. Where the newest observation is older than the horizon, the seasonal naive goes on from there
-    to the steps that are still ahead (`fallback`).
+    as they are known. Where the newest observation is older than the horizon, the seasonal naive goes on from
+    there to the steps that are still ahead (`fallback`).
     """
     moment = parse_moment("as_of", as_of)
     asked = LedgerForecastRequest(model, clean_text(unique_id), h, level, moment, record, fallback)

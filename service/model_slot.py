@@ -214,8 +214,8 @@ class ModelSlots:
         waiting = [self._slots[name] for name in sorted(self._required) if self._slots[name].current is None]
         if self._required:
             return [f"model {slot.name!r} is not loaded: {_reason(slot)}" for slot in waiting]
-        if self.loaded():
-            return []  # copies from disk, as long as the registry says nothing
+        if any(model.from_disk for model in self.loaded()):
+            return []  # as long as the registry says nothing, the copies are all there is
         if self.registry_trouble is not None:
             return [f"the registry cannot be followed: {self.registry_trouble.detail}"]
         if not self._listed:

@@ -9,14 +9,16 @@ it removed after. A copy is data like any artefact, and is checked like one when
 share a home: each change is one rename, and what another process removed meanwhile is simply not there.
 """
 
+import fcntl
 import hashlib
 import logging
 import os
 import re
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,7 +26,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from forecasting.artifact import GOLDEN, SPEC, WEIGHTS
+from forecasting.artifact import GOLDEN, SPEC, WEIGHTS, artifact_digest
+from forecasting.errors import ArtifactError
 from forecasting.registry import ModelVersion
 from forecasting.spec import MODEL_NAME_PATTERN
 
@@ -32,6 +35,8 @@ log = logging.getLogger("hindcast.models")
 
 FOLDER, KEPT, SET_ASIDE = "last-good", "kept.json", ".set-aside"
 MAX_KEPT_BYTES = 1024 * 1024
+WAIT, LONGEST_WAIT = 0.02, 10.0
+"""Seconds between two tries to take the lock, and most seconds to try."""
 
 
 class _Kept(BaseModel):
@@ -78,7 +83,7 @@ class LastGood:
         """Keep a version that was loaded and checked, and remove the copies before it.
 
         Raises:
-            OSError: the disk does not take it; the copy before it stays.
+            OSError: the disk does not take it, or another process keeps one for long; the copy before it stays.
         """
         folder = self.root / version.model
         folder.mkdir(parents=True, exist_ok=True)
@@ -86,16 +91,28 @@ class LastGood:
         target = folder / f"{self._alias}.{_plain(version.version)}.{(version.digest or '')[:16]}.{self._registry}"
         try:
             _write(draft, artifact, self._describe(version))
-            _remove(target)
-            draft.rename(target)
-            _sync(folder)
+            with _locked(folder):
+                self._replace(version, draft, target)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
+        self._sweep(folder)
+
+    def _replace(self, version: ModelVersion, draft: Path, target: Path) -> None:
+        if not self._is_sound(target, version):
+            _remove(target)
+            draft.rename(target)
+            _sync(target.parent)
         for path in self._folders(version.model):
             ours = path.name.startswith(f"{self._alias}.") and path.name.endswith(f".{self._registry}")
             if ours and path != target:
                 _remove(path)
-        self._sweep(folder)
+
+    def _is_sound(self, path: Path, version: ModelVersion) -> bool:
+        """Return whether a folder holds this very version already."""
+        try:
+            return self._read(path, version.model) is not None and artifact_digest(path) == version.digest
+        except ArtifactError:
+            return False
 
     def copies(self, model: str) -> list[Copy]:
         """Return the copies of a model, newest first: more than one only while it is being replaced."""
@@ -159,6 +176,24 @@ def _write(draft: Path, artifact: Path, kept: _Kept) -> None:
     (draft / KEPT).write_text(kept.model_dump_json(indent=2) + "\n")
     _sync(draft / KEPT)
     _sync(draft)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Let one process at a time exchange the copies of a model.
+
+    Raises:
+        TimeoutError: another one has been at it for too long.
+    """
+    with (folder / ".lock").open("w") as file:
+        for _ in range(int(LONGEST_WAIT / WAIT)):
+            with suppress(BlockingIOError):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            time.sleep(WAIT)
+        else:
+            raise TimeoutError("another process has been writing for too long")
+        yield
 
 
 def _sync(path: Path) -> None:

@@ -52,7 +52,9 @@ def test_intervals_cover_what_they_say(seasons: int, gap: int) -> None:
     rng = np.random.default_rng(seasons)
     season, horizon, repeats = 4, 8, 2000
     steps = seasons * season + gap + horizon
-    walk_RT = rng.normal(size=(repeats, -(-steps // season), season)).cumsum(axis=1).reshape(repeats, -1)[:, :steps]
+    walk_RT = (
+        rng.normal(size=(repeats, -(-steps // season), season)).cumsum(axis=1).reshape(repeats, -1)[:, :steps]
+    )
     seen_RT = walk_RT[:, : steps - horizon].copy()
     seen_RT[:, seasons * season :] = np.nan
     said_RHQ = np.stack([forecast_naive(y_T, season, horizon, QUANTILES).values_HQ for y_T in seen_RT])

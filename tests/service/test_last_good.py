@@ -15,7 +15,15 @@ from forecasting.errors import RegistryUnavailableError
 from forecasting.registry import CHAMPION, TAG_DATASET, DirectoryRegistry, ModelVersion
 from service.last_good import LastGood
 from tests.service.conftest import Publish, Serve, build_forecaster, wait_until
-from tests.service.test_model_slot import REQUEST, ask, describe, exchange_weights, expect, stored, truncate_weights
+from tests.service.test_model_slot import (
+    REQUEST,
+    ask,
+    describe,
+    exchange_weights,
+    expect,
+    stored,
+    truncate_weights,
+)
 from tests.service.test_telemetry import sample
 
 

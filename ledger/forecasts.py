@@ -24,7 +24,7 @@ from ledger.bulk import FEW
 from ledger.database import reading, writing
 from ledger.moments import to_microseconds, to_moment
 from ledger.rules import check_name
-from ledger.schema import forecasts
+from ledger.schema import FALLBACK, forecasts
 
 FloatArray = NDArray[np.float64]
 StampArray = NDArray[np.datetime64]
@@ -154,7 +154,7 @@ class ForecastStore:
             forecasts.c.model == model,
             forecasts.c.role == "champion",
             forecasts.c.version != version,
-            forecasts.c.status != "fallback",
+            forecasts.c.status != FALLBACK,
             forecasts.c.issued_at >= to_microseconds(since),
             forecasts.c.id > after,
             ~made,

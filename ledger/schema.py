@@ -37,6 +37,9 @@ class Prose(TypeDecorator[str]):
         return None if value is None else make_storable(value)
 
 
+FALLBACK = "fallback"
+"""The status of a forecast that the seasonal naive made in a model's place: kept, and no score of the model's."""
+
 metadata = MetaData(
     naming_convention={
         "ix": "ix_%(table_name)s_%(column_0_N_name)s",

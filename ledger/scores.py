@@ -27,7 +27,7 @@ from ledger.adjustments import Key, read_states, write_states
 from ledger.database import reading, writing
 from ledger.forecasts import IssuedForecast
 from ledger.moments import Clock, stamps_to_microseconds, to_microseconds
-from ledger.schema import adjustments, datasets, forecasts, observations, score_moments, scores, series
+from ledger.schema import FALLBACK, adjustments, datasets, forecasts, observations, score_moments, scores, series
 from ledger.totals import AGAINST, GROUPS, Against
 
 FloatArray = NDArray[np.float64]
@@ -176,6 +176,8 @@ class ScoreStore:
     ) -> list[dict[str, Any]]:
         """Return how right forecasts were, one mapping a group, ordered by the group.
 
+        What the seasonal naive answered in a model's place is no merit of the model: it does not count.
+
         Args:
             model: default all.
             version: default all.
@@ -223,7 +225,7 @@ class ScoreStore:
         absolute error), `rival` (the mean absolute error where that is known), `crps`, `coverage_80` and so on;
         NaN where no forecast has quantiles that far out.
         """
-        conditions = [forecasts.c.model == model, forecasts.c.version == version]
+        conditions = [forecasts.c.model == model, forecasts.c.version == version, forecasts.c.status != FALLBACK]
         if role is not None:
             conditions.append(forecasts.c.role == role)
         if since is not None:
@@ -542,7 +544,7 @@ def _sum_scores(
     level: Sequence[float],
 ) -> dict[tuple[Any, ...], totals.Sums]:
     """Return the sums of the scores still held, by group."""
-    where = [forecasts.c[name] == value for name, value in chosen.items()]
+    where = [forecasts.c.status != FALLBACK, *(forecasts.c[name] == value for name, value in chosen.items())]
     if since is not None:
         where.append(forecasts.c.cutoff >= since)
     groups = [scores.c.step if name == "step" else forecasts.c[name] for name in by]
@@ -597,6 +599,7 @@ def _losses(
         )
         .join(scores, scores.c.forecast == forecasts.c.id)
         .where(forecasts.c.model == model, forecasts.c.version == version, *conditions)
+        .where(forecasts.c.status != FALLBACK)
         .where(scores.c.against == AGAINST[against])
         .group_by(forecasts.c.id)
         .having(sa.func.count() == forecasts.c.horizon)

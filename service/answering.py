@@ -19,7 +19,7 @@ from forecasting.forecaster import summarise
 from service.answered import Answered
 from service.histories import Prepared, Window, prepare
 from service.journey import end_stage, note_model
-from service.ledger_histories import LedgerForecastRequest, build_request, note_age, read_history
+from service.ledger_histories import LedgerForecastRequest, build_request, read_history
 from service.parsing import parse_request
 from service.runtime import Runtime
 from service.schemas import ForecastAnswer, SeriesForecast
@@ -74,11 +74,11 @@ async def answer_from_ledger(asked: LedgerForecastRequest, runtime: Runtime) -> 
     Raises:
         ProblemError: the request was refused, or the ledger does not answer.
     """
-    model = runtime.model(asked.model)
+    model = runtime.model(asked.model, or_stand_in=asked.fallback)
     moment = runtime.ledger_link.clock() if asked.as_of is None else asked.as_of
     history = await runtime.ask_ledger(lambda ledger: read_history(ledger, model, asked, moment))
-    prepared = prepare(build_request(asked, history), model, runtime.settings)
-    return _encode((await issue(note_age(prepared, moment), runtime)).answer)
+    prepared = prepare(build_request(asked, history), model, runtime.settings, moment)
+    return _encode((await issue(prepared, runtime)).answer)
 
 
 async def issue(prepared: Prepared, runtime: Runtime) -> Issued:
@@ -102,7 +102,8 @@ async def issue(prepared: Prepared, runtime: Runtime) -> Issued:
 
 def _decode(body: bytes, runtime: Runtime) -> Prepared:
     request = parse_request(body, runtime.settings)
-    return prepare(request, runtime.model(request.model), runtime.settings)
+    model = runtime.model(request.model, or_stand_in=request.fallback)
+    return prepare(request, model, runtime.settings)
 
 
 async def _predict(
@@ -137,7 +138,7 @@ def _tell(
         quantiles_BHQ = quantiles_BHQ + adjustment_BHQ
     columns = summarise(quantiles_BHQ[:, : prepared.h], prepared.model.spec.quantiles, prepared.level)
     forecasts = _describe(prepared.windows, columns)
-    runtime.telemetry.record_series(prepared.model.name, (forecast.status for forecast in forecasts))
+    runtime.telemetry.record_series(prepared.model.name, map(_label, forecasts, prepared.windows))
     issued = Issued(str(uuid.uuid4()), prepared, quantiles_BHQ, forecasts)
     if prepared.record:
         issued_at = runtime.ledger_link.clock()
@@ -162,7 +163,10 @@ def _adjust(prepared: Prepared, quantiles_BHQ: FloatArray, runtime: Runtime) -> 
     known = runtime.adjustments.of(model, [window.unique_id for window in prepared.windows])
     if known is None:
         return None
-    return conformal.apply(quantiles_BHQ, model.spec.quantiles, known, model.spec.transform)
+    adjustment_BHQ = conformal.apply(quantiles_BHQ, model.spec.quantiles, known, model.spec.transform)
+    # What was learned of the network's errors says nothing of the seasonal naive's.
+    adjustment_BHQ[[window.stand_in is not None for window in prepared.windows]] = 0.0
+    return adjustment_BHQ
 
 
 def _describe(windows: list[Window], columns: Mapping[str, FloatArray]) -> list[SeriesForecast]:
@@ -178,6 +182,8 @@ def _describe_series(window: Window, columns: Mapping[str, FloatArray], finite: 
     values: dict[str, Any] = {
         name: column_H.tolist() if finite else [None] * len(column_H) for name, column_H in columns.items()
     }
+    if window.stand_in is not None and not window.stand_in.has_interval:
+        values |= {name: [None] * len(window.ds) for name in values if name != "mean"}
     return SeriesForecast.model_construct(
         unique_id=window.unique_id,
         cutoff=window.cutoff,
@@ -186,6 +192,13 @@ def _describe_series(window: Window, columns: Mapping[str, FloatArray], finite: 
         ds=window.ds,
         **values,
     )
+
+
+def _label(forecast: SeriesForecast, window: Window) -> tuple[str, str]:
+    """Return the status of a forecast and its cause, as metrics count them."""
+    if forecast.reason is None:
+        return forecast.status, ""
+    return forecast.status, window.cause if forecast.reason == window.reason and window.cause else "not_finite"
 
 
 def _encode(forecast: ForecastAnswer) -> bytes:

@@ -99,6 +99,8 @@ class Batcher:
         """Forecast a batch; where that fails, each request alone: nobody's input touches another's answer."""
         try:
             return self._run_together(batch)
+        except SystemExit as error:  # on the event loop it would end the service
+            return [RuntimeError(f"the network gave up: {error!r}")] * len(batch)
         except Exception as error:  # noqa: BLE001  (whoever waits is told)
             return [error] if len(batch) == 1 else [self._run([asked])[0] for asked in batch]
 

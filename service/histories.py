@@ -4,7 +4,7 @@ B series, L input_size.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 import numpy as np
@@ -24,8 +24,10 @@ from service.covariates import (
     count_numbers,
     find_shortfalls,
     lay_out_told,
+    name_cause,
     require_told,
 )
+from service.fallback import Cause, Sent, StandIn, count_steps_over, find_weakness, stand_in
 from service.model_slot import LoadedModel
 from service.problems import FieldError, RefusedSeriesError, refuse
 from service.schemas import ForecastRequest, SeriesHistory
@@ -49,8 +51,15 @@ class Window:
     reason: str | None
     told: Told | None = None
     """What the model takes besides; None for one that takes nothing."""
-    stand_in_HQ: FloatArray | None = None
-    """Quantiles of the seasonal naive over the whole horizon, where the network cannot or should not answer."""
+    cause: Cause | None = None
+    """The reason in one word."""
+    stand_in: StandIn | None = None
+    """What is answered where the network cannot or should not."""
+
+    @property
+    def stand_in_HQ(self) -> FloatArray | None:  # noqa: N802  (tensors carry shape suffixes)
+        """Return the quantiles that stand in for the network's, over the whole horizon."""
+        return None if self.stand_in is None else self.stand_in.values_HQ
 
 
 @dataclass(frozen=True)
@@ -78,8 +87,16 @@ class Prepared:
         return build_covariates(told, self.model.spec.covariates)
 
 
-def prepare(request: ForecastRequest, model: LoadedModel, settings: ServiceSettings) -> Prepared:
+def prepare(
+    request: ForecastRequest, model: LoadedModel, settings: ServiceSettings, moment: datetime | None = None
+) -> Prepared:
     """Check a request against its model and lay its series out.
+
+    Args:
+        request: as it was sent.
+        model: who answers.
+        settings: of the service.
+        moment: when it was asked, where the end of a series is to be measured against the clock.
 
     Raises:
         ProblemError: something cannot be forecast; every series that cannot is named.
@@ -88,10 +105,11 @@ def prepare(request: ForecastRequest, model: LoadedModel, settings: ServiceSetti
     level = tuple(model.spec.level if request.level is None else request.level)
     errors = _check_options(request, level, model.spec, settings)
     grid = _Grid(model.calendar)
+    asked = _Asked(min(h, model.spec.horizon), request.fallback, moment)
     windows = []
     for i, history in enumerate(request.series):
         try:
-            windows.append(_cut_window(history, model, grid, min(h, model.spec.horizon), settings))
+            windows.append(_cut_window(history, model, grid, asked, settings))
         except RefusedSeriesError as error:
             path = f"series[{i}]{'.' if error.path else ''}{error.path}"
             errors.append(FieldError(path=path, unique_id=history.unique_id, detail=str(error)))
@@ -133,10 +151,19 @@ def _check_levels(level: Sequence[float], spec: ForecasterSpec) -> list[FieldErr
     return errors
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """What is asked for of every series."""
+
+    h: int
+    fallback: bool
+    moment: datetime | None
+
+
 def _cut_window(
-    history: SeriesHistory, model: LoadedModel, grid: "_Grid", h: int, settings: ServiceSettings
+    history: SeriesHistory, model: LoadedModel, grid: "_Grid", asked: _Asked, settings: ServiceSettings
 ) -> Window:
-    spec = model.spec
+    spec, h = model.spec, asked.h
     if len(history.y) > settings.max_length:
         raise RefusedSeriesError(
             "y", f"series {history.unique_id!r} has {len(history.y)} values; at most {settings.max_length}"
@@ -148,10 +175,42 @@ def _cut_window(
         raise RefusedSeriesError("y", f"series {history.unique_id!r} has no observed value: every y is null")
     y_L, cutoff, slots, ds = _lay_out(history, y_T, spec, grid, h)
     reason, told = _find_unusable(history.unique_id, y_L, spec), None
+    cause: Cause | None = None if reason is None else "values"
     if model.takes_covariates:
         told = lay_out_told(history, slots, cutoff, spec)
-        reason = "; ".join(filter(None, [reason, *find_shortfalls(told, model, h)])) or None
-    return Window(history.unique_id, y_L, cutoff, format_timestamp(cutoff, grid.calendar), ds, reason, told)
+        shortfalls = find_shortfalls(told, model, h)
+        cause = cause or name_cause(told, model, shortfalls)
+        reason = "; ".join(filter(None, [reason, *shortfalls])) or None
+    text = format_timestamp(cutoff, grid.calendar)
+    window = Window(history.unique_id, y_L, cutoff, text, ds, reason, told, cause)
+    return _weigh(window, Sent(history, y_T, slots, spec.input_size), model, grid, asked, settings)
+
+
+def _weigh(
+    window: Window, sent: Sent, model: LoadedModel, grid: "_Grid", asked: _Asked, settings: ServiceSettings
+) -> Window:
+    """Let the seasonal naive answer where the network cannot or should not, and say why."""
+    spec = model.spec
+    over = 0 if asked.moment is None else count_steps_over(grid.calendar, window.last, asked.moment, spec)
+    gap = max(over, sent.gap if sent.gap > spec.horizon else 0)
+    weakness = find_weakness(sent, window.y_L, model, gap, settings.stuck_share)
+    if weakness is None and gap:  # too long to be bridged
+        old = f"the newest observation, {window.cutoff}, is older than the horizon of {spec.horizon} steps"
+        return _note(window, old, "stale")
+    if weakness is None:
+        return window
+    if not asked.fallback:
+        if weakness.cause == "short_history":
+            raise RefusedSeriesError("y", weakness.reason)
+        return _note(window, weakness.reason, weakness.cause)
+    found, reason = stand_in(sent, spec, weakness)
+    ds = window.ds if found.gap == 0 else grid.after(window.last, found.gap + asked.h)[found.gap :]
+    return replace(window, ds=ds, reason=reason, cause=weakness.cause, stand_in=found)
+
+
+def _note(window: Window, reason: str, cause: Cause) -> Window:
+    told = reason if window.reason is None else f"{reason}; {window.reason}"
+    return replace(window, reason=told, cause=cause)
 
 
 def _lay_out(
@@ -182,9 +241,11 @@ def _from_start(
     start = pd.Timestamp(_without_zone(stamp, grid.calendar))
     points = int(np.flatnonzero(~np.isnan(y_T))[-1]) + 1
     cutoff = grid.last(start, points)
-    _require_points(history, points, input_size)
     first = points - input_size
-    return y_T[first:points], cutoff, range(-first, len(y_T) - first)
+    y_L = y_T[max(first, 0) : points]
+    if first < 0:
+        y_L = np.append(np.full(-first, np.nan), y_L)
+    return y_L, cutoff, range(-first, len(y_T) - first)
 
 
 def _from_ds(
@@ -202,7 +263,6 @@ def _from_ds(
         )
     _refuse_contradictions(history, texts, position_T, y_T)
     end = int(position_T[~np.isnan(y_T)].max())
-    _require_points(history, end - int(position_T.min()) + 1, input_size)
     slot_T = position_T - (end - input_size + 1)
     inside_T = (slot_T >= 0) & (slot_T < input_size) & ~np.isnan(y_T)
     y_L = np.full(input_size, np.nan)
@@ -221,14 +281,6 @@ def _refuse_contradictions(
         i = int(after[differs.argmax()])
         raise RefusedSeriesError(
             f"ds[{i}]", f"series {history.unique_id!r} has two different values at {texts[i]}"
-        )
-
-
-def _require_points(history: SeriesHistory, points: int, input_size: int) -> None:
-    if points < input_size:
-        raise RefusedSeriesError(
-            "y",
-            f"series {history.unique_id!r} has {points} points; this model needs {input_size} (input_size)",
         )
 
 

@@ -136,7 +136,7 @@ DEADLINE_EXCEEDED = Kind(
     "deadline-exceeded",
     503,
     "There was no answer in time",
-    "there was no answer within 120 seconds",
+    "there was no answer within 60 seconds",
 )
 LEDGER_UNAVAILABLE = Kind(
     "ledger-unavailable",

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Annotated, TypeVar
 
@@ -13,6 +12,7 @@ from forecasting.registry import Registry
 from ledger.ledger import Ledger
 from service.adjustments import AdjustmentBook
 from service.batcher import Batcher
+from service.inference import InferenceThread, Watchdog
 from service.journey import Journey
 from service.ledger_link import LedgerLink
 from service.model_slot import LoadedModel, ModelSlot, ModelSlots
@@ -48,7 +48,9 @@ class Runtime:
         self.telemetry.watch_ledger(self.ledger_link, self.recorder)
         self.draining = False
         self._in_flight = 0
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix="inference")
+        self._worker = InferenceThread()
+        self.watchdog = Watchdog(self._worker, settings.hang_seconds, settings.drain_seconds)
+        self.telemetry.watch_inference(self._worker)
         self.batcher = Batcher(self._worker, settings.max_waiting_series, self._note_run)
         self.telemetry.watch_load(lambda: self._in_flight, lambda: self.batcher.waiting)
 
@@ -56,6 +58,7 @@ class Runtime:
         """Begin to follow the registry and to answer."""
         torch.set_num_threads(self.settings.torch_threads)
         self._gc_pauses.start()
+        self.watchdog.start(asyncio.get_running_loop())
         self.slots.start()
         self.ledger_link.start()
         self.recorder.start()
@@ -63,8 +66,9 @@ class Runtime:
     def stop(self) -> None:
         """End the threads; every accepted request has been answered by now."""
         self.draining = True
+        self.watchdog.stop()
         self.slots.stop()
-        self._worker.shutdown(wait=False)
+        self._worker.shutdown(cancel_futures=True)
         self.recorder.stop()
         self.ledger_link.stop()
         self.tracing.stop()
@@ -78,6 +82,14 @@ class Runtime:
         for journey in journeys:
             journey.end_stage("queue", began)
             journey.end_stage("predict", ended)
+
+    def missing(self) -> list[str]:
+        """Return why the service is not ready: nothing when it is."""
+        if self.draining:
+            return ["the service is shutting down"]
+        if self.watchdog.trouble is not None:
+            return [self.watchdog.trouble]
+        return self.slots.missing()
 
     @property
     def ledger(self) -> Ledger | None:
@@ -98,10 +110,10 @@ class Runtime:
 
     @contextmanager
     def admission(self) -> Iterator[None]:
-        """Let a request in, or turn it away while as many as can wait are waiting.
+        """Let a request in, or turn it away while as many as may are in; give it up when it takes too long.
 
         Raises:
-            ProblemError: the service is overloaded.
+            ProblemError: the service is overloaded, or the request was not answered in time.
         """
         if self._in_flight >= self.settings.max_in_flight:
             detail = f"{self._in_flight} requests are being answered already; try again in a second"
@@ -124,13 +136,19 @@ class Runtime:
             raise ProblemError(UNKNOWN_MODEL, f"no model is named {name[:64]!r}; known: {known}")
         return slot
 
-    def model(self, name: str) -> LoadedModel:
+    def model(self, name: str, *, or_stand_in: bool = False) -> LoadedModel:
         """Return the model that answers now.
+
+        Args:
+            name: of the model.
+            or_stand_in: take one without a network, which the seasonal naive answers for, where there is no other.
 
         Raises:
             ProblemError: it is unknown, or not loaded yet.
         """
         slot = self.slot(name)
+        if slot.current is None and or_stand_in and slot.stand_in is not None:
+            return slot.stand_in
         if slot.current is None:
             why = "it is being loaded" if slot.failure is None else slot.failure.detail
             raise ProblemError(

@@ -108,6 +108,11 @@ class ForecastOptions(_Request):
     record: bool = Field(
         True, description="Whether the ledger keeps the forecasts, to score them; false for something tried out."
     )
+    fallback: bool = Field(
+        True,
+        description="Whether the seasonal naive answers where the model cannot or should not; false asks for the "
+        "error instead, or for what the model says.",
+    )
 
 
 class ForecastRequest(ForecastOptions):
@@ -179,6 +184,9 @@ class ModelInfo(BaseModel):
     )
     alias: str
     version: str | None
+    source: Literal["registry", "disk"] | None = Field(
+        description="Where what answers came from: disk is the last good copy, until the registry answers."
+    )
     digest: str | None = Field(description="SHA-256 of the artefact.")
     loaded_at: datetime | None
     kind: str | None = Field(
@@ -359,6 +367,7 @@ class ModelReadiness(BaseModel):
     model: str
     status: Literal["ok", "stale", "loading", "failed"]
     version: str | None
+    source: Literal["registry", "disk"] | None = Field(description="disk: the last good copy answers.")
     failure: Failure | None
 
 

@@ -73,6 +73,13 @@ class ServiceSettings(KeySettings):
     poll_timeout_seconds: float = Field(
         120.0, gt=0, description="Seconds after which a look at the registry is reported as stuck."
     )
+    last_good_seconds: float = Field(
+        5.0,
+        ge=0,
+        le=3600,
+        description="Seconds a starting service waits for the registry before it answers with the last good "
+        "models from home.",
+    )
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
     key_rate: float = Field(
@@ -111,12 +118,26 @@ class ServiceSettings(KeySettings):
         ge=1,
         description="Series that may wait to be forecast at one time; more are asked to come back (503).",
     )
+    stuck_share: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="Share of a model's window that equal values at its end must fill before a sensor may count "
+        "as stuck; 0 calls none so.",
+    )
+    hang_seconds: float = Field(
+        120.0,
+        gt=0,
+        le=3600,
+        description="Seconds after which a forward pass or the event loop counts as hung: readiness turns 503, "
+        "and the process ends with 70.",
+    )
     body_seconds: float = Field(30.0, gt=0, description="Seconds a client may take to send its body.")
     head_seconds: float = Field(
         10.0, gt=0, le=600, description="Seconds a client may take to send the address and headers of a request."
     )
     request_seconds: float = Field(
-        120.0, gt=0, le=3600, description="Seconds a request may take in all; then it is given up (503)."
+        60.0, gt=0, le=3600, description="Seconds a request may take in all; then it is given up (503)."
     )
     stall_seconds: float = Field(
         30.0, gt=0, le=3600, description="Seconds a client may read nothing of an answer that waits for it."

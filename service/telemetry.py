@@ -10,6 +10,7 @@ from typing import TypeVar
 from prometheus_client import (
     CollectorRegistry,
     Counter,
+    Gauge,
     GCCollector,
     Histogram,
     PlatformCollector,
@@ -20,6 +21,7 @@ from prometheus_client import (
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from service.inference import InferenceThread
 from service.journey import STAGES, Journey
 from service.ledger_link import LedgerLink
 from service.model_slot import LoadedModel, ModelSlot, ModelSlots
@@ -80,7 +82,13 @@ class Telemetry:
         self._refusals = self._count(
             "hindcast_refusals", "Requests answered with a problem, by the kind of problem.", "reason"
         )
-        self._series = self._count("hindcast_series_forecast", "Series forecast.", "model", "status")
+        self._series = self._count(
+            "hindcast_series_forecast",
+            "Series forecast, by status and why it is not ok.",
+            "model",
+            "status",
+            "reason",
+        )
         self._inference_seconds = self._distribute(
             "hindcast_inference_seconds", "Time of the network alone.", "model"
         )
@@ -112,6 +120,13 @@ class Telemetry:
         """Show the state of the models, as it is at every scrape."""
         self.registry.register(_SlotCollector(slots))
 
+    def watch_inference(self, inference: InferenceThread) -> None:
+        """Show how often the thread that runs networks had to be started again."""
+        restarts = Gauge(
+            "hindcast_inference_restarts", "How often the inference thread died.", registry=self.registry
+        )
+        restarts.set_function(lambda: inference.restarts)
+
     def watch_ledger(self, link: LedgerLink, recorder: Recorder) -> None:
         """Show whether the ledger answers and what waits for it, as it is at every scrape."""
         self.registry.register(_LedgerCollector(link, recorder))
@@ -140,10 +155,10 @@ class Telemetry:
                 self._observe_stage[stage](ended - began)
                 began = ended
 
-    def record_series(self, model: str, statuses: Iterable[str]) -> None:
-        """Count forecast series."""
-        for status, count in Tally(statuses).items():
-            self._series[model, status].inc(count)
+    def record_series(self, model: str, outcomes: Iterable[tuple[str, str]]) -> None:
+        """Count forecast series, each by its status and why it is not ok: a word, empty where it is."""
+        for (status, reason), count in Tally(outcomes).items():
+            self._series[model, status, reason].inc(count)
 
     def record_inference(self, model: LoadedModel, windows: int, seconds: float) -> None:
         """Record one forward pass of a network over so many windows."""
@@ -174,14 +189,20 @@ class _SlotCollector(Collector):
         stale = GaugeMetricFamily(
             "hindcast_model_stale", "1 while the registry cannot be followed.", labels=["model"]
         )
+        copy = GaugeMetricFamily(
+            "hindcast_model_from_disk",
+            "1 while the last good copy from disk answers and the registry has not confirmed it.",
+            labels=["model"],
+        )
         for slot in slots:
             stale.add_metric([slot.name], float(slot.failure is not None))
+            copy.add_metric([slot.name], float(slot.current is not None and slot.current.from_disk))
             _add_loaded(slot, info, age)
         ready = GaugeMetricFamily("hindcast_ready", "1 while every required model answers.")
         ready.add_metric([], float(not self.slots.missing()))
         trouble = GaugeMetricFamily("hindcast_registry_failing", "1 while the registry does not answer.")
         trouble.add_metric([], float(self.slots.registry_trouble is not None))
-        yield from (info, age, stale, ready, trouble)
+        yield from (info, age, stale, copy, ready, trouble)
 
 
 class _LoadCollector(Collector):

@@ -9,6 +9,7 @@ from service.problems import (
     BAD_ENCODING,
     BODY_TIMEOUT,
     BODY_TOO_LARGE,
+    DEADLINE_EXCEEDED,
     INTERNAL_ERROR,
     INVALID_REQUEST,
     MALFORMED_JSON,
@@ -38,13 +39,15 @@ router = APIRouter(tags=["forecasts"])
         INTERNAL_ERROR,
         MODEL_NOT_LOADED,
         OVERLOADED,
+        DEADLINE_EXCEEDED,
     ),
 )
 async def forecast(request: Request, runtime: RuntimeOf) -> Response:
     """Forecast the steps after each series' last observed value.
 
-    A series needs as many points as the model's `input_size` (see `/v1/models/{model}`), missing ones
-    included. The request is answered whole or refused whole, naming every series that cannot be forecast.
+    A series should have as many points as the model's `input_size` (see `/v1/models/{model}`), missing ones
+    included; with fewer it is answered by the seasonal naive (`fallback`), or refused with `"fallback": false`.
+    The request is answered whole or refused whole, naming every series that cannot be forecast.
     """
     with runtime.admission():
         body = await read_json_body(request, runtime.settings)

@@ -37,7 +37,7 @@ async def ready(request: Request, runtime: RuntimeOf) -> Readiness | Response:
     A model that goes on serving although the registry could not be followed stays ready, marked `stale`.
     Forecasts need no ledger: one that does not answer is shown, and takes nothing away.
     """
-    reasons = ["the service is shutting down"] if runtime.draining else runtime.slots.missing()
+    reasons = runtime.missing()
     models, registry = _describe_models(runtime), runtime.slots.registry_trouble
     ledger, keys = runtime.ledger_link.trouble, request.app.state.key_ring.trouble
     if not reasons:
@@ -53,6 +53,7 @@ def _describe_models(runtime: Runtime) -> list[ModelReadiness]:
             model=slot.name,
             status=slot.status,
             version=slot.current and slot.current.version,
+            source=slot.source,
             failure=slot.failure,
         )
         for slot in runtime.slots.all()

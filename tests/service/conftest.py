@@ -186,9 +186,15 @@ def ask(client: httpx.Client) -> Ask:
     """Post one series to a model: `ask("pump", y=[...], start="2024-01-01")`."""
 
     def post(
-        model: str, h: int | None = None, level: list[float] | None = None, **series: object
+        model: str,
+        h: int | None = None,
+        level: list[float] | None = None,
+        *,
+        fallback: bool = True,
+        **series: object,
     ) -> httpx.Response:
-        body = {"model": model, "h": h, "level": level, "series": [{"unique_id": "pump-7", **series}]}
+        asked = {"model": model, "h": h, "level": level, "fallback": fallback}
+        body = {**asked, "series": [{"unique_id": "pump-7", **series}]}
         return client.post("/v1/forecast", json=body)
 
     return post

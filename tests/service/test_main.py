@@ -29,10 +29,12 @@ JSON = {"content-type": "application/json"}
 class Process:
     """A service process whose log is read as it is written."""
 
+    module = "service"
+
     def __init__(self, **environment: str) -> None:
         env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error", **environment}
         self.popen = subprocess.Popen(
-            [sys.executable, "-m", "service"], cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True
+            [sys.executable, "-m", self.module], cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True
         )
         self.lines: list[str] = []
         self._reader = threading.Thread(target=self._read)

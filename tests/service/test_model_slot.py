@@ -250,7 +250,7 @@ def test_a_new_model_that_cannot_be_loaded_takes_nothing_from_the_others(publish
         wait_until(lambda: client.get("/v1/models/fan").status_code == 200)
         assert client.get("/v1/models/fan").json()["status"] == "failed"
         assert client.get("/health/ready").status_code == 200
-        answer = client.post("/v1/forecast", json={**REQUEST, "model": "fan"})
+        answer = client.post("/v1/forecast", json={**REQUEST, "model": "fan", "fallback": False})
         assert answer.status_code == 503
         assert answer.headers["retry-after"] == "5"
         assert answer.json()["type"] == "urn:hindcast:problem:model-not-loaded"

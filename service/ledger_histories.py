@@ -14,7 +14,8 @@ import pandas as pd
 from forecasting.calendar import Calendar, format_timestamp, parse_freq, timestamps_after
 from forecasting.errors import InputError
 from ledger.ledger import Ledger
-from service.histories import Prepared, first_step
+from service.grid import first_step
+from service.histories import Prepared
 from service.model_slot import LoadedModel
 from service.problems import UNKNOWN_SERIES, ProblemError
 from service.schemas import ForecastRequest, SeriesHistory

@@ -13,7 +13,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
 from forecasting.calendar import format_timestamp
-from service.histories import first_step
+from service.grid import first_step
 from service.model_slot import LoadedModel, ModelSlots
 from service.problems import INVALID_REQUEST, MEDIA_TYPE, FieldError, Kind, Problem, describe
 from service.schemas import ForecastRequest, NotReady, ObservationsRequest

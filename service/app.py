@@ -14,6 +14,7 @@ from service.openapi import build_openapi
 from service.routes import accuracy, forecasts, health, jobs, models, observations, series
 from service.runtime import Runtime
 from service.settings import ServiceSettings
+from service.shortcut import ForecastShortcut
 
 DESCRIPTION = """Forecasts with honest intervals for stock and sensor series.
 
@@ -47,6 +48,8 @@ def create_app(settings: ServiceSettings | None = None, registry: Registry | Non
     )
     app.state.runtime = runtime
     app.openapi = lambda: build_openapi(app, runtime.slots)  # type: ignore[method-assign]  # FastAPI's own way
+    # Added first, so that everything added after it stands around it.
+    app.add_middleware(ForecastShortcut, runtime=runtime)
     app.add_middleware(RequestMiddleware, telemetry=runtime.telemetry)
     install_error_handlers(app)
     routes = (forecasts, observations, models, series, accuracy, jobs, health)

@@ -131,7 +131,7 @@ def choose_device(wanted: str) -> str:
     return "cuda" if found and wanted != "cpu" else "cpu"
 
 
-def _runtime_of(request: Request) -> Runtime:
+async def _runtime_of(request: Request) -> Runtime:
     runtime: Runtime = request.app.state.runtime
     return runtime
 

@@ -13,6 +13,7 @@ from forecasting.registry import Registry
 from ledger.ledger import Ledger
 from service.adjustments import AdjustmentBook
 from service.batcher import Batcher
+from service.heap import set_aside_what_stays
 from service.ledger_link import LedgerLink
 from service.model_slot import LoadedModel, ModelSlot, ModelSlots
 from service.problems import MODEL_NOT_LOADED, OVERLOADED, UNKNOWN_MODEL, ProblemError
@@ -30,7 +31,7 @@ class Runtime:
         self.settings = settings
         self.telemetry = Telemetry()
         self.slots = ModelSlots(
-            settings, open_registry, choose_device(settings.device), self.telemetry.record_swap
+            settings, open_registry, choose_device(settings.device), self._on_swap
         )
         self.telemetry.watch(self.slots)
         self.ledger_link = LedgerLink(settings)
@@ -41,7 +42,9 @@ class Runtime:
         self.telemetry.watch_ledger(self.ledger_link, self.recorder)
         self.draining = False
         self._in_flight = 0
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix="inference")
+        # torch counts its threads by thread: without this, the first thread's number is not that of this one, and its
+        # kernels spin on every core, beside the event loop.
+        self._worker = ThreadPoolExecutor(1, "inference", torch.set_num_threads, (settings.torch_threads,))
         self.batcher = Batcher(self._worker, settings.max_waiting_series, self.telemetry.record_inference)
 
     def start(self) -> None:
@@ -58,6 +61,11 @@ class Runtime:
         self._worker.shutdown(wait=False)
         self.recorder.stop()
         self.ledger_link.stop()
+
+    def _on_swap(self, model: str, succeeded: bool) -> None:
+        self.telemetry.record_swap(model, succeeded)
+        if succeeded:
+            set_aside_what_stays()
 
     @property
     def ledger(self) -> Ledger | None:

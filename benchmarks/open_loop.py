@@ -79,7 +79,7 @@ async def ask_at_rate(
 
     due, until = time.perf_counter(), time.perf_counter() + seconds
     while due < until:
-        due += random.expovariate(rate)  # noqa: S311  (moments, not secrets)
+        due += random.expovariate(rate)
         await asyncio.sleep(max(0.0, due - time.perf_counter()))
         late.append(1000 * (time.perf_counter() - due))
         start(due, random.choice(requests))  # noqa: S311
@@ -92,12 +92,14 @@ async def ask_at_rate(
         "requests/s": len(taken) / seconds,
         "p50, ms": centiles[49],
         "p99, ms": centiles[98],
-        "refused": sum(status == 503 for status in statuses),  # noqa: PLR2004
+        "refused": sum(status == 503 for status in statuses),
         "failed": sum(status not in (200, 503) for status in statuses),
         "sent late by the generator: p99, ms": lateness[98],
     }
 
 
 def _build_request(path: str, body: bytes) -> bytes:
-    head = f"POST {path} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\ncontent-length: {len(body)}"
+    head = (
+        f"POST {path} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\ncontent-length: {len(body)}"
+    )
     return head.encode() + b"\r\n\r\n" + body

@@ -20,7 +20,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import httpx
@@ -40,7 +39,12 @@ N_BODIES = 512
 MANY = 1000
 NEEDS_WRK = "this benchmark asks with wrk, which is not installed: `apt-get install wrk` (Debian, Ubuntu)"
 HINDCAST, UNRECORDED, TWO = "Hindcast", "Hindcast, nothing recorded", "Hindcast, 2 workers"
-EMPTY, FORWARD, LITSERVE, MLFLOW = "empty FastAPI endpoint", "FastAPI, a pass a request", "LitServe", "mlflow serve"
+EMPTY, FORWARD, LITSERVE, MLFLOW = (
+    "empty FastAPI endpoint",
+    "FastAPI, a pass a request",
+    "LitServe",
+    "mlflow serve",
+)
 
 
 @dataclass
@@ -77,7 +81,9 @@ def main(argv: Sequence[str]) -> int:
     parser = build_parser("serving", "Requests a second and latency of the service beside other servers.")
     parser.add_argument("--rounds", type=int, default=3, help="turns of every case (%(default)s)")
     parser.add_argument("--seconds", type=float, default=3.0, help="length of a turn (%(default)s)")
-    parser.add_argument("--peers-python", type=Path, metavar="PYTHON", help="interpreter of the peers' environment")
+    parser.add_argument(
+        "--peers-python", type=Path, metavar="PYTHON", help="interpreter of the peers' environment"
+    )
     arguments = parser.parse_args(argv)
     if shutil.which("wrk") is None:
         print(NEEDS_WRK, file=sys.stderr)
@@ -100,7 +106,10 @@ def start_all(folder: Path, stack: ExitStack, peers: Path | None) -> dict[str, S
     registry = publish_model(folder)
     ours, inputs = write_bodies(folder)
     home = {"HINDCAST_HOME": str(folder / "home"), "HINDCAST_REGISTRY_URI": str(registry)}
-    alone, script = {"HINDCAST_HOME": str(folder / "off"), "HINDCAST_LEDGER_URL": "off"}, "benchmarks/peers/serving_"
+    alone, script = (
+        {"HINDCAST_HOME": str(folder / "off"), "HINDCAST_LEDGER_URL": "off"},
+        "benchmarks/peers/serving_",
+    )
     two = {"HINDCAST_HOME": str(folder / "two"), "HINDCAST_WORKERS": "2"}
     service, path, own = ("-m", "service"), "/v1/forecast", sys.executable
     plan: list[tuple[str, tuple[str, ...], str, Path, dict[str, str]]] = [

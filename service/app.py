@@ -38,9 +38,11 @@ def create_app(settings: ServiceSettings | None = None, registry: Registry | Non
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         runtime.start()
+        await runtime.siblings.start()
         try:
             yield
         finally:
+            await runtime.siblings.stop()
             runtime.stop()
 
     app: FastAPI = FastAPIOffline(

@@ -20,6 +20,7 @@ from service.problems import MODEL_NOT_LOADED, OVERLOADED, UNKNOWN_MODEL, Proble
 from service.recorder import Recorder
 from service.settings import ServiceSettings
 from service.telemetry import Telemetry
+from service.workers import Siblings
 
 T = TypeVar("T")
 
@@ -30,9 +31,8 @@ class Runtime:
     def __init__(self, settings: ServiceSettings, open_registry: Callable[[], Registry]) -> None:
         self.settings = settings
         self.telemetry = Telemetry()
-        self.slots = ModelSlots(
-            settings, open_registry, choose_device(settings.device), self._on_swap
-        )
+        self.siblings = Siblings(self.telemetry.expose)
+        self.slots = ModelSlots(settings, open_registry, choose_device(settings.device), self._on_swap)
         self.telemetry.watch(self.slots)
         self.ledger_link = LedgerLink(settings)
         self.adjustments = AdjustmentBook(self.slots.loaded)

@@ -27,9 +27,14 @@ if __name__ == "__main__":
     folder = Path(tempfile.mkdtemp(dir=os.environ["SERVING_FOLDER"]))
     here = Path(__file__).parent
     mlflow.pyfunc.save_model(
-        folder / "model", python_model=Forecasts(), pip_requirements=[], code_paths=[str(here / "serving_network.py")]
+        folder / "model",
+        python_model=Forecasts(),
+        pip_requirements=[],
+        code_paths=[str(here / "serving_network.py")],
     )
     command = ["models", "serve", "-m", str(folder / "model"), "-p", sys.argv[1], "-h", "127.0.0.1"]
     # MLflow finds uvicorn by its name.
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    os.execv(sys.executable, [sys.executable, "-m", "mlflow", *command, "--env-manager", "local", "--workers", "1"])
+    os.execv(
+        sys.executable, [sys.executable, "-m", "mlflow", *command, "--env-manager", "local", "--workers", "1"]
+    )

@@ -62,7 +62,9 @@ def test_many_clients_at_once_get_each_their_own_answer(client: httpx.Client) ->
         assert forecast["mean"] == pytest.approx([float(i)] * 4)
 
 
-def test_small_batches_run_on_the_loop_and_large_ones_beside_it_with_the_threads_that_were_set(publish: Publish, serve: Serve) -> None:
+def test_small_batches_run_on_the_loop_and_large_ones_beside_it_with_the_threads_that_were_set(
+    publish: Publish, serve: Serve
+) -> None:
     forecaster = build_forecaster("pump")
     publish(forecaster)
     seen: list[tuple[bool, int]] = []

@@ -1,4 +1,4 @@
-"""`python -m service`: one process, answering until SIGTERM or Ctrl-C.
+"""`python -m service`: one process or several, answering until SIGTERM or Ctrl-C.
 
 Every flag is also an environment variable: `--registry-uri` is HINDCAST_REGISTRY_URI.
 """
@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 from collections.abc import Sequence
+from functools import partial
 from types import FrameType
 
 import uvicorn
@@ -21,11 +22,9 @@ from service.logs import configure_logging
 from service.redaction import redact_logs
 from service.runtime import Runtime
 from service.settings import ServiceSettings
+from service.workers import BAD_SETTINGS, bind, is_worker, leave_with_supervisor, supervise
 
 log = logging.getLogger("hindcast.service")
-
-BAD_SETTINGS = 2
-"""Exit code when the settings are refused."""
 
 
 class GracefulServer(uvicorn.Server):
@@ -43,6 +42,8 @@ class GracefulServer(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Remember the loop, in which the drain is timed."""
         self._loop = asyncio.get_running_loop()
+        if is_worker():
+            leave_with_supervisor(partial(self.handle_exit, signal.SIGTERM, None))
         await super().startup(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002  (uvicorn's signature)
@@ -66,16 +67,21 @@ class GracefulServer(uvicorn.Server):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serve until told to stop, and return the exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        settings = read_settings(sys.argv[1:] if arguments is None else arguments)
+        settings = read_settings(arguments)
+        if settings.workers > 1 and not is_worker():
+            configure_logging(settings.log_level, settings.log_format)
+            return supervise(settings, arguments)
         app = create_app(settings)
     except ValidationError as error:
         return _refuse([f"{_name_of(e['loc'])}{e['msg'].removeprefix('Value error, ')}" for e in error.errors()])
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         return _refuse([str(error)])
     configure_logging(settings.log_level, settings.log_format)
     redact_logs()
-    GracefulServer(build_config(app, settings), app.state.runtime).run()
+    sockets = [bind(settings.host, settings.port)] if is_worker() else None
+    GracefulServer(build_config(app, settings), app.state.runtime).run(sockets)
     return 0
 
 

@@ -5,7 +5,6 @@ stage; the stages of a large one run beside it. The network runs many requests a
 """
 
 import asyncio
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,9 +14,10 @@ from numpy.typing import NDArray
 
 from forecasting import conformal
 from forecasting.covariates import Covariates
-from forecasting.forecaster import summarise
+from forecasting.forecaster import summary_of
 from service.answered import Answered
 from service.histories import Prepared, Window, prepare
+from service.identifiers import new_identifier
 from service.journey import end_stage, note_model
 from service.ledger_histories import LedgerForecastRequest, build_request, read_history
 from service.parsing import parse_request
@@ -136,10 +136,9 @@ def _tell(
     adjustment_BHQ = _adjust(prepared, quantiles_BHQ, runtime)
     if adjustment_BHQ is not None:
         quantiles_BHQ = quantiles_BHQ + adjustment_BHQ
-    columns = summarise(quantiles_BHQ[:, : prepared.h], prepared.model.spec.quantiles, prepared.level)
-    forecasts = _describe(prepared.windows, columns)
+    forecasts = _describe(prepared, quantiles_BHQ)
     runtime.telemetry.record_series(prepared.model.name, map(_label, forecasts, prepared.windows))
-    issued = Issued(str(uuid.uuid4()), prepared, quantiles_BHQ, forecasts)
+    issued = Issued(new_identifier(), prepared, quantiles_BHQ, forecasts)
     if prepared.record:
         issued_at = runtime.ledger_link.clock()
         runtime.recorder.offer(
@@ -169,21 +168,21 @@ def _adjust(prepared: Prepared, quantiles_BHQ: FloatArray, runtime: Runtime) -> 
     return adjustment_BHQ
 
 
-def _describe(windows: list[Window], columns: Mapping[str, FloatArray]) -> list[SeriesForecast]:
-    finite_B = np.logical_and.reduce([np.isfinite(column_BH).all(axis=1) for column_BH in columns.values()])
+def _describe(prepared: Prepared, quantiles_BHQ: FloatArray) -> list[SeriesForecast]:
+    names, weights_CQ = summary_of(prepared.model.spec.quantiles, prepared.level)
+    columns_BCH = weights_CQ @ quantiles_BHQ[:, : prepared.h].transpose(0, 2, 1)
+    finite_B = np.isfinite(columns_BCH).all(axis=(1, 2)).tolist()
     return [
-        _describe_series(window, {name: column_BH[i] for name, column_BH in columns.items()}, bool(finite))
-        for i, (window, finite) in enumerate(zip(windows, finite_B, strict=True))
+        _describe_series(window, dict(zip(names, columns_CH, strict=True)), finite)
+        for window, columns_CH, finite in zip(prepared.windows, columns_BCH.tolist(), finite_B, strict=True)
     ]
 
 
-def _describe_series(window: Window, columns: Mapping[str, FloatArray], finite: bool) -> SeriesForecast:
+def _describe_series(window: Window, columns: Mapping[str, list[float]], finite: bool) -> SeriesForecast:
     reason = window.reason if finite else NOT_FINITE
-    values: dict[str, Any] = {
-        name: column_H.tolist() if finite else [None] * len(column_H) for name, column_H in columns.items()
-    }
+    values: Mapping[str, Any] = columns if finite else {name: [None] * len(window.ds) for name in columns}
     if window.stand_in is not None and not window.stand_in.has_interval:
-        values |= {name: [None] * len(window.ds) for name in values if name != "mean"}
+        values = {**dict.fromkeys(values, [None] * len(window.ds)), "mean": values["mean"]}
     return SeriesForecast.model_construct(
         unique_id=window.unique_id,
         cutoff=window.cutoff,

@@ -25,6 +25,7 @@ from service.routes import accuracy, forecasts, health, jobs, models, observatio
 from service.runtime import Runtime
 from service.security import AccessControl
 from service.settings import ServiceSettings
+from service.shortcut import ForecastShortcut
 
 DESCRIPTION = """Forecasts with honest intervals for stock and sensor series.
 
@@ -71,9 +72,11 @@ def create_app(settings: ServiceSettings | None = None, registry: Registry | Non
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         runtime.start()
         ring.start()
+        await runtime.siblings.start()
         try:
             yield
         finally:
+            await runtime.siblings.stop()
             ring.stop()
             runtime.stop()
 
@@ -91,6 +94,7 @@ def create_app(settings: ServiceSettings | None = None, registry: Registry | Non
     app.state.key_ring = ring
     app.openapi = lambda: build_openapi(app, runtime.slots)  # type: ignore[method-assign]  # FastAPI's own way
     # The last one added is the first to see a request.
+    app.add_middleware(ForecastShortcut, runtime=runtime)
     app.add_middleware(AccessControl, ring=ring, origins=settings.cors_origins)
     if settings.cors_origins:
         app.add_middleware(CORSMiddleware, allow_origins=settings.cors_origins, **CORS)

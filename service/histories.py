@@ -6,14 +6,15 @@ B series, L input_size.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import lru_cache
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from forecasting.calendar import OFF_GRID, Calendar, format_timestamp
+from forecasting.calendar import OFF_GRID, Calendar
 from forecasting.covariates import Covariates
-from forecasting.errors import CalendarError, InputError
+from forecasting.errors import InputError
 from forecasting.forecaster import format_level, interval_bounds
 from forecasting.spec import ForecasterSpec
 from forecasting.transforms import apply_transform
@@ -28,6 +29,7 @@ from service.covariates import (
     require_told,
 )
 from service.fallback import Cause, Sent, StandIn, count_steps_over, find_weakness, stand_in
+from service.grid import Grid, grid_of
 from service.model_slot import LoadedModel
 from service.problems import FieldError, RefusedSeriesError, refuse
 from service.schemas import ForecastRequest, SeriesHistory
@@ -76,7 +78,8 @@ class Prepared:
     @property
     def y_BL(self) -> FloatArray:  # noqa: N802  (tensors carry shape suffixes)
         """Return the windows as the forecaster takes them."""
-        return np.stack([window.y_L for window in self.windows])
+        windows = self.windows
+        return windows[0].y_L[None] if len(windows) == 1 else np.stack([window.y_L for window in windows])
 
     @property
     def covariates(self) -> Covariates | None:
@@ -104,8 +107,8 @@ def prepare(
     h = model.spec.horizon if request.h is None else request.h
     level = tuple(model.spec.level if request.level is None else request.level)
     errors = _check_options(request, level, model.spec, settings)
-    grid = _Grid(model.calendar)
     asked = _Asked(min(h, model.spec.horizon), request.fallback, moment)
+    grid = grid_of(model.calendar)
     windows = []
     for i, history in enumerate(request.series):
         try:
@@ -128,7 +131,7 @@ def _check_options(
     if len(level) > settings.max_levels:
         errors.append(FieldError(path="level", detail=f"{len(level)} levels; at most {settings.max_levels}"))
         return errors
-    errors.extend(_check_levels(level, spec))
+    errors.extend(_check_levels(tuple(level), spec.quantiles))
     each = max(spec.horizon * max(len(spec.quantiles), 1 + 2 * len(level)), count_numbers(spec))
     values = len(request.series) * each
     if values > settings.max_values:
@@ -137,18 +140,19 @@ def _check_options(
     return errors
 
 
-def _check_levels(level: Sequence[float], spec: ForecasterSpec) -> list[FieldError]:
+@lru_cache(maxsize=1024)
+def _check_levels(level: tuple[float, ...], quantiles: tuple[float, ...]) -> tuple[FieldError, ...]:
     errors = []
     names: set[str] = set()
     for i, lv in enumerate(level):
         try:
-            interval_bounds(spec.quantiles, lv)
+            interval_bounds(quantiles, lv)
         except InputError as error:
             errors.append(FieldError(path=f"level[{i}]", detail=str(error)))
         if format_level(lv) in names:
             errors.append(FieldError(path=f"level[{i}]", detail=f"level {format_level(lv)} is there twice"))
         names.add(format_level(lv))
-    return errors
+    return tuple(errors)
 
 
 @dataclass(frozen=True)
@@ -161,7 +165,7 @@ class _Asked:
 
 
 def _cut_window(
-    history: SeriesHistory, model: LoadedModel, grid: "_Grid", asked: _Asked, settings: ServiceSettings
+    history: SeriesHistory, model: LoadedModel, grid: Grid, asked: _Asked, settings: ServiceSettings
 ) -> Window:
     spec, h = model.spec, asked.h
     if len(history.y) > settings.max_length:
@@ -171,7 +175,8 @@ def _cut_window(
     if history.past or history.future or history.static:
         require_told(history, spec, settings.max_length)
     y_T = np.array(history.y, dtype=np.float64)
-    if np.isnan(y_T).all():
+    # The last value is nearly always there, and then nothing has to be looked for.
+    if np.isnan(y_T[-1]) and np.isnan(y_T).all():
         raise RefusedSeriesError("y", f"series {history.unique_id!r} has no observed value: every y is null")
     y_L, cutoff, slots, ds = _lay_out(history, y_T, spec, grid, h)
     reason, told = _find_unusable(history.unique_id, y_L, spec), None
@@ -181,13 +186,13 @@ def _cut_window(
         shortfalls = find_shortfalls(told, model, h)
         cause = cause or name_cause(told, model, shortfalls)
         reason = "; ".join(filter(None, [reason, *shortfalls])) or None
-    text = format_timestamp(cutoff, grid.calendar)
+    text = grid.text(cutoff)
     window = Window(history.unique_id, y_L, cutoff, text, ds, reason, told, cause)
     return _weigh(window, Sent(history, y_T, slots, spec.input_size), model, grid, asked, settings)
 
 
 def _weigh(
-    window: Window, sent: Sent, model: LoadedModel, grid: "_Grid", asked: _Asked, settings: ServiceSettings
+    window: Window, sent: Sent, model: LoadedModel, grid: Grid, asked: _Asked, settings: ServiceSettings
 ) -> Window:
     """Let the seasonal naive answer where the network cannot or should not, and say why."""
     spec = model.spec
@@ -214,7 +219,7 @@ def _note(window: Window, reason: str, cause: Cause) -> Window:
 
 
 def _lay_out(
-    history: SeriesHistory, y_T: FloatArray, spec: ForecasterSpec, grid: "_Grid", h: int
+    history: SeriesHistory, y_T: FloatArray, spec: ForecasterSpec, grid: Grid, h: int
 ) -> tuple[FloatArray, pd.Timestamp, Slots, list[str]]:
     """Return the window, its cutoff, the slots of all values, and the timestamps ahead."""
     try:
@@ -234,12 +239,12 @@ def _lay_out(
 
 
 def _from_start(
-    history: SeriesHistory, y_T: FloatArray, input_size: int, grid: "_Grid"
+    history: SeriesHistory, y_T: FloatArray, input_size: int, grid: Grid
 ) -> tuple[FloatArray, pd.Timestamp, Slots]:
     """Return the window, its cutoff, and the slots of all values."""
     stamp = _parse_timestamp(history, "start", history.start or "")
     start = pd.Timestamp(_without_zone(stamp, grid.calendar))
-    points = int(np.flatnonzero(~np.isnan(y_T))[-1]) + 1
+    points = len(y_T) if not np.isnan(y_T[-1]) else int(np.flatnonzero(~np.isnan(y_T))[-1]) + 1
     cutoff = grid.last(start, points)
     first = points - input_size
     y_L = y_T[max(first, 0) : points]
@@ -249,7 +254,7 @@ def _from_start(
 
 
 def _from_ds(
-    history: SeriesHistory, texts: Sequence[str], y_T: FloatArray, input_size: int, grid: "_Grid"
+    history: SeriesHistory, texts: Sequence[str], y_T: FloatArray, input_size: int, grid: Grid
 ) -> tuple[FloatArray, pd.Timestamp, Slots]:
     """Return the window, its cutoff, and the slots of all values."""
     calendar = grid.calendar
@@ -323,64 +328,3 @@ def _without_zone(stamp: datetime, calendar: Calendar) -> datetime:
     if stamp.tzinfo is None:
         return stamp
     return (stamp if calendar.dated else stamp.astimezone(UTC)).replace(tzinfo=None)
-
-
-class _Grid:
-    """A calendar that remembers: the series of one request mostly share their timestamps."""
-
-    def __init__(self, calendar: Calendar) -> None:
-        self.calendar = calendar
-        self._last: dict[tuple[pd.Timestamp, int], pd.Timestamp] = {}
-        self._after: dict[tuple[pd.Timestamp, int], list[str]] = {}
-        self._positions: dict[bytes, IntArray] = {}
-
-    def last(self, start: pd.Timestamp, periods: int) -> pd.Timestamp:
-        """Return the timestamp of the last of `periods` steps; InputError when they leave the calendar."""
-        if (start, periods) not in self._last:
-            self._last[start, periods] = _steps(self.calendar, start, periods)[-1]
-        return self._last[start, periods]
-
-    def after(self, cutoff: pd.Timestamp, h: int) -> list[str]:
-        """Return the `h` timestamps after a cutoff, as JSON carries them."""
-        if (cutoff, h) not in self._after:
-            ds = _steps(self.calendar, cutoff, h + 1)[1:]
-            self._after[cutoff, h] = [format_timestamp(stamp, self.calendar) for stamp in ds]
-        return self._after[cutoff, h]
-
-    def positions(self, ds_T: MicrosecondArray) -> IntArray:
-        """Return steps from the earliest timestamp on the grid of most of them, OFF_GRID for the others."""
-        key = ds_T.tobytes()
-        if key not in self._positions:
-            self._positions[key] = self._locate(ds_T)
-        return self._positions[key]
-
-    def _locate(self, ds_T: MicrosecondArray) -> IntArray:
-        ds = pd.DatetimeIndex(ds_T)
-        phase_T = self.calendar.phases(ds)
-        phases, counts = np.unique(phase_T[phase_T != OFF_GRID], return_counts=True)
-        if len(phases) == 0:
-            return np.full(len(ds), OFF_GRID)
-        start = ds_T[phase_T == phases[counts.argmax()]].min()
-        return self.calendar.locate(pd.Timestamp(start), ds)
-
-
-def _steps(calendar: Calendar, start: pd.Timestamp, periods: int) -> pd.DatetimeIndex:
-    try:
-        steps = calendar.range(start, periods)
-    except (OverflowError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{periods} steps of {calendar.freq} from {start} leave the calendar") from error
-    if len(steps) < periods or steps[-1].year > 9999:
-        raise InputError(f"{periods} steps of {calendar.freq} from {start} reach beyond the year 9999")
-    return steps
-
-
-def first_step(calendar: Calendar) -> pd.Timestamp:
-    """Return a step of the calendar in 2024, for what needs any."""
-    for day in pd.date_range("2024-01-01", periods=400):
-        try:
-            return calendar.range(day, 1)[0]
-        except CalendarError:
-            continue
-    raise CalendarError(f"freq {calendar.freq} has no step in 2024")

@@ -29,13 +29,15 @@ HUNG = 70
 class InferenceThread(Executor):
     """Runs one thing after the other in one thread, in order of arrival, whatever happens to that thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, prepare: Callable[[], None] = lambda: None) -> None:
         self.restarts = 0
         self.begun = 0
         """How many jobs were begun: while one runs it names it."""
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
         self._running: Future[object] | None = None
         self._closed = False
+        self._prepare = prepare
+        """Done first by every thread that is started."""
         self._thread = self._start()
 
     @property
@@ -78,6 +80,7 @@ class InferenceThread(Executor):
         return thread
 
     def _work(self) -> None:
+        self._prepare()
         while (job := self._jobs.get()) is not None:
             future, run = job
             if future.set_running_or_notify_cancel():

@@ -15,7 +15,7 @@ from forecasting.calendar import format_timestamp, parse_freq, timestamps_after
 from forecasting.errors import InputError
 from ledger.ledger import Ledger
 from service.fallback import SEASONS
-from service.histories import first_step
+from service.grid import first_step
 from service.model_slot import LoadedModel
 from service.problems import UNKNOWN_SERIES, ProblemError
 from service.schemas import ForecastRequest, SeriesHistory

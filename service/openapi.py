@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from forecasting.calendar import format_timestamp
 from service.access import ACCESS
-from service.histories import first_step
+from service.grid import first_step
 from service.model_slot import LoadedModel, ModelSlots
 from service.problems import (
     INVALID_REQUEST,

@@ -12,6 +12,7 @@ from forecasting.registry import Registry
 from ledger.ledger import Ledger
 from service.adjustments import AdjustmentBook
 from service.batcher import Batcher
+from service.heap import set_aside_what_stays
 from service.inference import InferenceThread, Watchdog
 from service.journey import Journey
 from service.ledger_link import LedgerLink
@@ -21,6 +22,7 @@ from service.recorder import Recorder
 from service.settings import ServiceSettings
 from service.telemetry import GcPauses, Telemetry
 from service.tracing import open_tracing
+from service.workers import Siblings
 
 T = TypeVar("T")
 
@@ -36,9 +38,8 @@ class Runtime:
         self.tracing = open_tracing(version)
         self._gc_pauses = GcPauses()
         self.telemetry.watch_collections(self._gc_pauses)
-        self.slots = ModelSlots(
-            settings, open_registry, choose_device(settings.device), self.telemetry.record_swap
-        )
+        self.siblings = Siblings(self.telemetry.expose)
+        self.slots = ModelSlots(settings, open_registry, choose_device(settings.device), self._on_swap)
         self.telemetry.watch(self.slots)
         self.ledger_link = LedgerLink(settings)
         self.adjustments = AdjustmentBook(self.slots.loaded)
@@ -48,7 +49,9 @@ class Runtime:
         self.telemetry.watch_ledger(self.ledger_link, self.recorder)
         self.draining = False
         self._in_flight = 0
-        self._worker = InferenceThread()
+        # torch counts its threads by thread: without this, the first thread's number is not that of this one, and
+        # its kernels spin on every core, beside the event loop.
+        self._worker = InferenceThread(lambda: torch.set_num_threads(settings.torch_threads))
         self.watchdog = Watchdog(self._worker, settings.hang_seconds, settings.drain_seconds)
         self.telemetry.watch_inference(self._worker)
         self.batcher = Batcher(self._worker, settings.max_waiting_series, self._note_run)
@@ -90,6 +93,11 @@ class Runtime:
         if self.watchdog.trouble is not None:
             return [self.watchdog.trouble]
         return self.slots.missing()
+
+    def _on_swap(self, model: str, succeeded: bool) -> None:
+        self.telemetry.record_swap(model, succeeded)
+        if succeeded:
+            set_aside_what_stays()
 
     @property
     def ledger(self) -> Ledger | None:
@@ -169,7 +177,7 @@ def choose_device(wanted: str) -> str:
     return "cuda" if found and wanted != "cpu" else "cpu"
 
 
-def _runtime_of(request: Request) -> Runtime:
+async def _runtime_of(request: Request) -> Runtime:
     runtime: Runtime = request.app.state.runtime
     return runtime
 

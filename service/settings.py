@@ -94,6 +94,12 @@ class ServiceSettings(KeySettings):
         description="Origins whose pages may ask, separated by commas, as in https://plant.example; * is all of "
         "them. Default: none.",
     )
+    workers: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="Processes that answer on the port, each with its models: up to one per CPU core, or one per GPU.",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="Where networks run; auto takes a GPU when there is one."
     )
@@ -111,7 +117,9 @@ class ServiceSettings(KeySettings):
         "covariates where that is more; bounds memory.",
     )
     max_in_flight: int = Field(
-        64, ge=1, description="Forecast requests accepted at one time; more are asked to come back (503)."
+        512,
+        ge=1,
+        description="Forecast requests accepted at one time by each worker; more are asked to come back (503).",
     )
     max_waiting_series: int = Field(
         4096,

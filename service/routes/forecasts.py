@@ -18,7 +18,7 @@ from service.problems import (
     UNKNOWN_MODEL,
     UNSUPPORTED_MEDIA_TYPE,
 )
-from service.runtime import RuntimeOf
+from service.runtime import Runtime, RuntimeOf
 from service.schemas import ForecastAnswer
 
 router = APIRouter(tags=["forecasts"])
@@ -48,6 +48,15 @@ async def forecast(request: Request, runtime: RuntimeOf) -> Response:
     A series should have as many points as the model's `input_size` (see `/v1/models/{model}`), missing ones
     included; with fewer it is answered by the seasonal naive (`fallback`), or refused with `"fallback": false`.
     The request is answered whole or refused whole, naming every series that cannot be forecast.
+    """
+    return await answer_forecast(request, runtime)
+
+
+async def answer_forecast(request: Request, runtime: Runtime) -> Response:
+    """Read a request and answer it.
+
+    Raises:
+        ProblemError: it was refused.
     """
     with runtime.admission():
         body = await read_json_body(request, runtime.settings)

@@ -62,5 +62,5 @@ def _describe_models(runtime: Runtime) -> list[ModelReadiness]:
 
 @router.get("/metrics", tags=["health"], summary="Metrics for Prometheus", response_class=PlainTextResponse)
 async def metrics(runtime: RuntimeOf) -> Response:
-    """Answer in Prometheus' text format."""
-    return Response(runtime.telemetry.expose(), media_type=CONTENT_TYPE)
+    """Answer in Prometheus' text format; of several workers, whichever is asked tells of all of them."""
+    return Response(await runtime.siblings.expose(), media_type=CONTENT_TYPE)

@@ -160,6 +160,20 @@ def test_it_follows_by_itself_and_writes_down_which_keys_were_used(
     assert load_last_used(path)[made.id] > first
 
 
+def test_it_follows_on_after_an_error_nobody_foresaw(
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(key_ring, "LOOK_SECONDS", 0.01)
+    ring = opened(path)
+    with monkeypatch.context() as broken:
+        broken.setattr(key_ring, "load_keys", lambda _: [][1])
+        _, key = make(path)
+        ring.start()
+        wait_until(lambda: "the keys could not be looked at" in caplog.text)
+    wait_until(lambda: ring.recognise(key) is not None)
+    ring.stop()
+
+
 def test_a_folder_that_cannot_be_written_stops_nobody(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(path: Path, used: object) -> None:
         raise PermissionError(13, "Permission denied")

@@ -28,6 +28,7 @@ from service.key_ring import KeyRing
 from service.key_store import create_key, revoke_key
 from service.middleware import SecurityHeaders
 from service.problems import Problem
+from service.rate_limit import BYTES_OF_A_UNIT
 from service.redaction import redact_logs
 from service.security import LONGEST_ADDRESS, MOST_HEADERS, AccessControl
 from service.settings import ServiceSettings
@@ -451,16 +452,18 @@ def test_a_websocket_ends_when_its_key_is_revoked(
 
 
 def test_a_stream_is_slowed_down_to_its_rate(registry: DirectoryRegistry, tmp_path: Path) -> None:
-    _, key = create_key(tmp_path / "keys.json", "sensor", ["forecast"], NOW, rate=20.0)
+    _, key = create_key(tmp_path / "keys.json", "sensor", ["forecast"], NOW, rate=4.0)
     with (
         stream_service(registry, keys_file=tmp_path / "keys.json") as address,
         connect(address, additional_headers=bearer(key)) as socket,
     ):
-        began = time.monotonic()
-        for _ in range(205):  # 1 unit for the handshake, 200 are saved
-            socket.send("1")
-        assert [socket.recv(timeout=5) for _ in range(205)] == ["1"] * 205
-    assert 0.2 < time.monotonic() - began < 3
+        large = "x" * 44 * BYTES_OF_A_UNIT  # 40 units are saved: the next message has two seconds to wait
+        socket.send(large)
+        assert socket.recv(timeout=5) == large
+        socket.send("1")
+        with pytest.raises(TimeoutError):
+            socket.recv(timeout=0.5)
+        assert socket.recv(timeout=15) == "1"
 
 
 def test_a_websocket_of_a_strangers_page_is_refused(registry: DirectoryRegistry, tmp_path: Path) -> None:

@@ -302,6 +302,17 @@ def test_pages_of_strangers_can_change_nothing_where_no_key_is_asked_for(client:
     assert client.get("/v1/models", headers={"origin": "https://evil.example"}).status_code == 200
 
 
+def test_a_good_key_needs_no_origin(keyed: Keyed) -> None:
+    """A dashboard's own server may pass on what the browser told it."""
+    headers = JSON | bearer(keyed.keys["forecast"]) | {"origin": "https://dashboard.example"}
+    assert keyed.client.post("/v1/forecast", content=GOOD, headers=headers).status_code == 200
+
+
+def test_where_nobody_is_asked_no_header_of_a_key_is_looked_at(client: httpx.Client) -> None:
+    twice = [("x-api-key", "a"), ("x-api-key", "b"), ("authorization", "Bearer c")]
+    assert client.get("/v1/models", headers=twice).status_code == 200
+
+
 def test_no_other_origin_may_read_unless_it_is_allowed(client: httpx.Client, serve: Serve) -> None:
     preflight = {"origin": "https://plant.example", "access-control-request-method": "POST"}
     off = client.get("/v1/models", headers=preflight)

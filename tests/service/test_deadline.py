@@ -1,7 +1,7 @@
 """A request that waits for something that never comes is answered all the same."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 
 import httpx
 import pytest
@@ -56,6 +56,26 @@ def test_it_is_given_up_and_answered_with_a_problem(app: FastAPI) -> None:
 def test_half_an_answer_is_cut_off(app: FastAPI) -> None:
     with serve_app(app, ready=False) as client, pytest.raises(httpx.RemoteProtocolError):
         client.get("/half", timeout=15)
+
+
+def test_nothing_is_remembered_of_one_that_was_cut_off() -> None:
+    async def half(scope: Scope, receive: object, send: Callable[[Message], Awaitable[None]]) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await asyncio.sleep(60)
+
+    async def nothing(message: Message) -> None:
+        pass
+
+    async def run() -> Deadline:
+        deadline = Deadline(half, 0.1)
+        (ended,) = await asyncio.gather(
+            asyncio.create_task(deadline({"type": "http"}, None, nothing)), return_exceptions=True
+        )
+        assert isinstance(ended, asyncio.CancelledError)
+        return deadline
+
+    deadline = asyncio.run(run())
+    assert not deadline._cancelled
 
 
 def test_requests_in_time_are_left_alone_and_nothing_is_remembered_of_them() -> None:

@@ -34,6 +34,7 @@ class Deadline:
             await self._answer(task, scope, receive, send)
         finally:
             del self._began[task]
+            self._cancelled.discard(task)
 
     async def _answer(self, task: asyncio.Task[object], scope: Scope, receive: Receive, send: Send) -> None:
         started = False
@@ -48,7 +49,6 @@ class Deadline:
         except asyncio.CancelledError:
             if task not in self._cancelled or started:
                 raise  # Half an answer is out, or the process ends.
-            self._cancelled.remove(task)
             task.uncancel()
             detail = f"there was no answer within {self._seconds:g} seconds"
             problem = describe(DEADLINE_EXCEEDED, detail, str(scope.get("hindcast.request_id", "")))
@@ -64,7 +64,6 @@ class Deadline:
             if began < latest and task not in self._cancelled:
                 self._cancelled.add(task)
                 task.cancel()
-        self._cancelled &= self._began.keys()
         self._looking = False
         if self._began:
             self._look_again(loop)

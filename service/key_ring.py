@@ -134,8 +134,12 @@ class KeyRing:
 
     def _follow(self) -> None:
         while not self._stopping.wait(LOOK_SECONDS):
-            self.look()
-            self._write_used(WRITE_USED_SECONDS)
+            try:
+                self.look()
+                self._write_used(WRITE_USED_SECONDS)
+            except Exception:
+                # Whatever it is: a thread that ended would never learn of a revoked key.
+                log.exception("the keys could not be looked at")
 
     def _write_used(self, apart: float) -> None:
         """Write down which keys were used, each at most once in so many seconds: no request waits for it."""

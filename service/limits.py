@@ -86,7 +86,7 @@ def _check_content_type(request: Request, taken: Sequence[str]) -> str:
 
 
 def _check_encoding(request: Request) -> str:
-    encoding = request.headers.get("content-encoding", IDENTITY).strip().lower()
+    encoding = ",".join(request.headers.getlist("content-encoding")).strip().lower() or IDENTITY
     if encoding != IDENTITY and encoding not in ENCODINGS:
         known = ", ".join(ENCODINGS)
         detail = f"a body may be packed with one of {known}; send it so, or without a content-encoding"

@@ -68,41 +68,33 @@ class AccessControl:
         Raises:
             ProblemError: it is nobody's, or may not be answered.
         """
-        authorization = api_key = origin = host = None
-        for name, value in scope["headers"]:
-            if name == b"authorization":
-                authorization = _only(authorization, value)
-            elif name == b"x-api-key":
-                api_key = _only(api_key, value)
-            elif name == b"origin":
-                origin = value
-            elif name == b"host":
-                host = value
         _check_head(scope)
-        if origin is not None:
-            self._check_origin(scope, origin, host)
         if not self.ring.enforced:
+            self._check_origin(scope)
             return None
         needed = _needed(scope)
         if needed == "open":
             return None
-        holder = self._identify(authorization, api_key)
+        holder = self._identify(scope)
         _check_scope(holder, needed)
         _charge(scope, holder)
         return holder
 
-    def _check_origin(self, scope: Scope, origin: bytes, host: bytes | None) -> None:
+    def _check_origin(self, scope: Scope) -> None:
         """Refuse what a page of somebody else has a browser send without asking first.
 
-        A browser lets any page open WebSockets and send plain POSTs to this machine, and says whose page it is.
+        A browser lets any page open WebSockets and send plain POSTs to this machine, and says whose page it is. No
+        page can have it send a key that way.
         """
+        origin = _header(scope, b"origin")
+        if origin is None or self._any_origin or origin in self._origins:
+            return
         harmless = scope["type"] == "http" and scope["method"] in _HARMLESS
-        own = host is not None and origin.partition(b"://")[2] == host
-        if not (harmless or own or self._any_origin or origin in self._origins):
+        if not harmless and origin.partition(b"://")[2] != _header(scope, b"host"):
             raise ProblemError(FOREIGN_ORIGIN, FOREIGN_ORIGIN.example)
 
-    def _identify(self, authorization: bytes | None, api_key: bytes | None) -> Holder:
-        presented = _presented(authorization, api_key)
+    def _identify(self, scope: Scope) -> Holder:
+        presented = _presented(scope)
         holder = self.ring.recognise(presented)
         if holder is None:
             raise _unauthenticated("the API key is not known here", "invalid_token")
@@ -113,21 +105,32 @@ class AccessControl:
         return holder
 
 
-def _only(before: bytes | None, value: bytes) -> bytes:
-    if before not in (None, value):
-        raise _unauthenticated("the request has two different keys", "invalid_request")
-    return value
+def _header(scope: Scope, wanted: bytes) -> bytes | None:
+    for name, value in scope["headers"]:
+        if name == wanted:
+            return bytes(value)
+    return None
 
 
-def _presented(authorization: bytes | None, api_key: bytes | None) -> bytes:
-    """Return the key of the request, from `Authorization: Bearer` or `X-API-Key`; other schemes are a proxy's."""
-    bearer = None
-    if authorization is not None:
-        scheme, _, credentials = authorization.partition(b" ")
-        bearer = credentials.strip() if scheme.lower() == b"bearer" else None
-    if bearer is None and api_key is None:
+def _presented(scope: Scope) -> bytes:
+    """Return the key of a request, from `Authorization: Bearer` or `X-API-Key`; other schemes are a proxy's."""
+    key: bytes | None = None
+    for name, value in scope["headers"]:
+        if name == b"authorization":
+            scheme, _, given = value.partition(b" ")
+            if scheme.lower() != b"bearer":
+                continue
+        elif name == b"x-api-key":
+            given = value
+        else:
+            continue
+        given = given.strip()
+        if key not in (None, given):
+            raise _unauthenticated("the request has two different keys", "invalid_request")
+        key = given
+    if not key:
         raise _unauthenticated(UNAUTHENTICATED.example)
-    return _only(bearer, api_key) if api_key is not None else bearer or b""
+    return key
 
 
 def _unauthenticated(detail: str, code: str | None = None) -> ProblemError:

@@ -63,7 +63,7 @@ def serving(**settings: float) -> Iterator[uvicorn.Server]:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[uvicorn.Server]:
-    with serving(head_seconds=0.5, stall_seconds=0.5) as server:
+    with serving(head_seconds=1.0, stall_seconds=1.0) as server:
         yield server
 
 
@@ -103,32 +103,32 @@ def dribble(connection: socket.socket, content: bytes, seconds: float) -> float:
 def test_a_client_that_sends_nothing_is_not_waited_for(connection: socket.socket) -> None:
     began = time.monotonic()
     assert connection.recv(1) == b""
-    assert 0.3 < time.monotonic() - began < 3
+    assert 0.8 < time.monotonic() - began < 10
 
 
 def test_a_head_that_comes_a_byte_at_a_time_is_not_waited_for(connection: socket.socket) -> None:
-    assert 0.3 < dribble(connection, HEAD + b"X: y\r\n" * 1000, 0.05) < 3
+    assert 0.8 < dribble(connection, HEAD + b"X: y\r\n" * 1000, 0.05) < 10
 
 
 def test_a_second_head_that_comes_a_byte_at_a_time_is_not_waited_for_either(connection: socket.socket) -> None:
     connection.sendall(HEAD + b"\r\n")
     assert connection.recv(1000).startswith(b"HTTP/1.1 200")
-    assert 0.3 < dribble(connection, HEAD + b"X: y\r\n" * 1000, 0.05) < 3
+    assert 0.8 < dribble(connection, HEAD + b"X: y\r\n" * 1000, 0.05) < 10
 
 
 def test_a_body_nobody_reads_is_not_waited_for(connection: socket.socket) -> None:
     connection.sendall(b"POST /deaf HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n")
     assert connection.recv(1000).startswith(b"HTTP/1.1 200")
-    assert 0.3 < dribble(connection, b"x" * 1000, 0.05) < 3
+    assert 0.8 < dribble(connection, b"x" * 1000, 0.05) < 10
 
 
 def test_a_head_in_two_pieces_is_answered_and_the_connection_kept(connection: socket.socket) -> None:
-    for _ in range(3):
+    for _ in range(2):
         connection.sendall(HEAD[:10])
         time.sleep(0.1)
         connection.sendall(HEAD[10:] + b"\r\n")
         assert connection.recv(1000).startswith(b"HTTP/1.1 200")
-        time.sleep(0.6)
+        time.sleep(1.2)
 
 
 def test_a_head_without_an_end_is_refused_when_it_is_too_large(connection: socket.socket) -> None:
@@ -167,10 +167,9 @@ def test_a_client_that_does_not_read_its_answer_is_let_go(server: uvicorn.Server
     with socket.socket() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.connect(("127.0.0.1", port_of(server)))
-        before = len(server.server_state.connections)
         connection.sendall(b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n")
-        wait_until(lambda: len(server.server_state.connections) == before, 1)
-        wait_until(lambda: len(server.server_state.connections) < before, 5)
+        wait_until(lambda: bool(server.server_state.connections), 5)
+        wait_until(lambda: not server.server_state.connections, 15)
 
 
 def test_a_client_that_reads_slowly_is_served_to_the_end(server: uvicorn.Server) -> None:
@@ -178,7 +177,7 @@ def test_a_client_that_reads_slowly_is_served_to_the_end(server: uvicorn.Server)
         connection.sendall(b"GET /large HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
         size = 0
         for _ in range(8):
-            time.sleep(0.2)  # in all three times what would be too long for one that reads nothing
+            time.sleep(0.3)  # in all twice what would be too long for one that reads nothing
             while size % (LARGE // 8) < LARGE // 8 - 2**20 and (part := connection.recv(2**20)):
                 size += len(part)
             size += len(connection.recv(2**20))
@@ -189,7 +188,7 @@ def test_a_client_that_reads_slowly_is_served_to_the_end(server: uvicorn.Server)
 
 def test_a_websocket_may_be_silent_for_longer(server: uvicorn.Server) -> None:
     with connect(f"ws://127.0.0.1:{port_of(server)}/socket") as websocket:
-        time.sleep(1.2)
+        time.sleep(1.5)
         websocket.send("still here")
         assert websocket.recv(timeout=5) == "still here"
 

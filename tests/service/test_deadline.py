@@ -1,7 +1,7 @@
 """A request that waits for something that never comes is answered all the same."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 
 import httpx
 import pytest
@@ -19,7 +19,7 @@ from tests.service.conftest import serve_app
 
 @pytest.fixture
 def app(registry: DirectoryRegistry) -> FastAPI:
-    app = create_app(ServiceSettings(registry_uri=str(registry.root), ledger_url="off", request_seconds=0.2))
+    app = create_app(ServiceSettings(registry_uri=str(registry.root), ledger_url="off", request_seconds=1.0))
 
     @app.get("/wait")
     async def wait(request: Request, seconds: float) -> str:
@@ -43,7 +43,7 @@ def app(registry: DirectoryRegistry) -> FastAPI:
 
 def test_it_is_given_up_and_answered_with_a_problem(app: FastAPI) -> None:
     with serve_app(app, ready=False) as client:
-        answer = client.get("/wait?seconds=60", timeout=5)
+        answer = client.get("/wait?seconds=60", timeout=15)
         assert answer.status_code == 503
         assert answer.json()["type"] == "urn:hindcast:problem:deadline-exceeded"
         assert answer.json()["instance"] == answer.headers["x-request-id"]
@@ -55,20 +55,40 @@ def test_it_is_given_up_and_answered_with_a_problem(app: FastAPI) -> None:
 
 def test_half_an_answer_is_cut_off(app: FastAPI) -> None:
     with serve_app(app, ready=False) as client, pytest.raises(httpx.RemoteProtocolError):
-        client.get("/half", timeout=5)
+        client.get("/half", timeout=15)
 
 
-def test_requests_in_time_are_left_alone_and_nothing_is_remembered_of_them() -> None:
-    async def slow(scope: Scope, receive: object, send: object) -> None:
-        await asyncio.sleep(0.1)
+def test_nothing_is_remembered_of_one_that_was_cut_off() -> None:
+    async def half(scope: Scope, receive: object, send: Callable[[Message], Awaitable[None]]) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await asyncio.sleep(60)
 
     async def nothing(message: Message) -> None:
         pass
 
     async def run() -> Deadline:
-        deadline = Deadline(slow, 0.4)
+        deadline = Deadline(half, 0.1)
+        (ended,) = await asyncio.gather(
+            asyncio.create_task(deadline({"type": "http"}, None, nothing)), return_exceptions=True
+        )
+        assert isinstance(ended, asyncio.CancelledError)
+        return deadline
+
+    deadline = asyncio.run(run())
+    assert not deadline._cancelled
+
+
+def test_requests_in_time_are_left_alone_and_nothing_is_remembered_of_them() -> None:
+    async def slow(scope: Scope, receive: object, send: object) -> None:
+        await asyncio.sleep(0.05)
+
+    async def nothing(message: Message) -> None:
+        pass
+
+    async def run() -> Deadline:
+        deadline = Deadline(slow, 2.0)
         await asyncio.gather(*(deadline({"type": "http"}, None, nothing) for _ in range(50)))
-        await asyncio.sleep(0.15)
+        await asyncio.sleep(0.6)
         return deadline
 
     deadline = asyncio.run(run())

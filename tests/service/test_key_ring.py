@@ -89,11 +89,11 @@ def test_a_key_that_is_revoked_ends(path: Path) -> None:
 
 
 def test_a_key_expires_without_a_look_at_the_file(path: Path) -> None:
-    _, key = make(path, expires=datetime.now(UTC) + timedelta(seconds=0.05))
+    _, key = make(path, expires=datetime.now(UTC) + timedelta(seconds=0.5))
     holder = opened(path).recognise(key)
     assert holder is not None
     assert holder.end() is None
-    time.sleep(0.06)
+    time.sleep(0.6)
     assert "expired at" in str(holder.end())
 
 
@@ -158,6 +158,20 @@ def test_it_follows_by_itself_and_writes_down_which_keys_were_used(
     assert load_last_used(path)[made.id] == first, "it is written once an hour, not at every use"
     ring.stop()
     assert load_last_used(path)[made.id] > first
+
+
+def test_it_follows_on_after_an_error_nobody_foresaw(
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(key_ring, "LOOK_SECONDS", 0.01)
+    ring = opened(path)
+    with monkeypatch.context() as broken:
+        broken.setattr(key_ring, "load_keys", lambda _: [][1])
+        _, key = make(path)
+        ring.start()
+        wait_until(lambda: "the keys could not be looked at" in caplog.text)
+    wait_until(lambda: ring.recognise(key) is not None)
+    ring.stop()
 
 
 def test_a_folder_that_cannot_be_written_stops_nobody(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -192,6 +192,12 @@ def test_a_packed_body_that_is_not_whole_is_refused(
     assert answer.json()["detail"] == f"the body is not what content-encoding: {encoding} says: {reason}"
 
 
+def test_a_body_is_packed_once(client: httpx.Client) -> None:
+    twice = [("content-type", "application/json"), ("content-encoding", "gzip"), ("content-encoding", "gzip")]
+    answer = client.post("/v1/forecast", content=gzip.compress(gzip.compress(GOOD)), headers=twice)
+    assert (answer.status_code, slug(answer)) == (415, "unsupported-media-type")
+
+
 def test_an_encoding_that_is_not_taken_is_answered_with_those_that_are(client: httpx.Client) -> None:
     answer = post_packed(client, "br", GOOD)
     assert (answer.status_code, answer.headers["accept-encoding"]) == (415, "gzip, zstd")

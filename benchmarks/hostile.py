@@ -28,6 +28,7 @@ KINDS = {"silent": b"", "begun": b"POST /v1/forecast HTTP/1.1\r\nHost: x\r\nCont
 SPARE = 500
 """Files a process needs besides connections."""
 REQUESTS = 500
+ROUNDS = 16
 SETTLE_SECONDS = 60.0
 
 
@@ -75,6 +76,7 @@ def main(argv: Sequence[str]) -> None:
     with tempfile.TemporaryDirectory() as folder, serve(Path(folder)) as service:
         for kind in KINDS:
             measure(report, service, kind, count)
+        measure_rounds(report, service, count // 2)
     finish(report, "hostile", argv, arguments.out)
 
 
@@ -124,9 +126,7 @@ def measure(report: Report, service: Service, kind: str, count: int) -> None:
     files, memory, alone = service.files, service.resident, ask(service.client, REQUESTS)
     began = time.perf_counter()
     with ExitStack() as held:
-        for _ in range(count):
-            connection = held.enter_context(socket.create_connection(service.address, timeout=10))
-            connection.sendall(KINDS[kind])
+        hold(held, service, kind, count)
         opened = time.perf_counter() - began
         meanwhile = ask(service.client, REQUESTS)
         open_now, grown = service.files - files, service.resident - memory
@@ -138,7 +138,28 @@ def measure(report: Report, service: Service, kind: str, count: int) -> None:
         report.add(case, OURS, f"ms, p99 {name}", quantiles(taken, n=100)[98])
     wait_for_files(service, files)
     report.add(case, OURS, "files left open afterwards", service.files - files)
-    report.add(case, OURS, "MiB more than before, afterwards", (service.resident - memory) / 1024**2)
+
+
+def hold(held: ExitStack, service: Service, kind: str, count: int) -> None:
+    """Open idle connections, for as long as the stack holds them."""
+    for _ in range(count):
+        connection = held.enter_context(socket.create_connection(service.address, timeout=10))
+        connection.sendall(KINDS[kind])
+
+
+def measure_rounds(report: Report, service: Service, count: int) -> None:
+    """Open and close connections again and again: memory that grows with them would be lost."""
+    case = f"{ROUNDS} rounds of {count} connections"
+    say(case)
+    files, seen = service.files, []
+    for turn in range(ROUNDS):
+        with ExitStack() as held:
+            hold(held, service, list(KINDS)[turn % len(KINDS)], count)
+        wait_for_files(service, files)
+        ask(service.client, 50)
+        seen.append(service.resident / 1024**2)
+    for name, value in (("after the first", seen[0]), ("after the last", seen[-1]), ("at most", max(seen))):
+        report.add(case, OURS, f"MiB of the service's memory {name}", value)
 
 
 def ask(client: httpx.Client, requests: int) -> list[float]:

@@ -32,6 +32,7 @@ def configure_logging(level: str, log_format: LogFormat | None = None) -> None:
     """
     chosen = log_format or ("text" if sys.stderr.isatty() else "json")
     handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(_is_news)
     handler.setFormatter(JsonFormatter() if chosen == "json" else TextFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.captureWarnings(True)
@@ -101,6 +102,18 @@ class RequestLog:
         if status == 500:
             return logging.ERROR
         return logging.INFO if self._all or seconds >= self._slow_seconds else logging.DEBUG
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Return whether an event is worth a line: not what uvicorn says of each client that speaks no HTTP."""
+    return record.name != "uvicorn.error" or not record.msg.startswith(_CLIENT_FAULTS)
+
+
+_CLIENT_FAULTS = (
+    "Invalid HTTP request received",
+    "Unsupported upgrade request",
+    "ASGI callable returned without completing response",
+)
 
 
 def _time_of(record: logging.LogRecord) -> str:

@@ -56,7 +56,9 @@ class RequestMiddleware:
         except Exception:
             log.exception("request %s failed", reply.journey.request_id)
             if reply.journey.status:
-                raise  # Half an answer is out: only closing the connection says that it is wrong.
+                # Half an answer is out: only closing the connection says that it is wrong.
+                reply.journey.status = 500
+                raise RuntimeError("an answer was broken off; what it failed with is in the log above") from None
             await internal_error(reply.journey.request_id)(scope, receive, reply.send)
 
     def _record(self, scope: Scope, journey: Journey) -> None:

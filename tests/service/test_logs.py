@@ -11,10 +11,14 @@ from typing import Any
 
 import httpx
 import pytest
+from starlette.responses import StreamingResponse
 
+from forecasting.registry import DirectoryRegistry
+from service.app import create_app
 from service.journey import CURRENT, Journey
 from service.logs import JsonFormatter, TextFormatter, configure_logging
-from tests.service.conftest import Publish, Serve, build_forecaster, wait_until
+from service.settings import ServiceSettings
+from tests.service.conftest import Publish, Serve, build_forecaster, serve_app, wait_until
 
 SERIES = {"unique_id": "secret-pump", "start": "2024-01-01", "y": [1234.5] * 6 + [5432.25] * 6}
 BODY = {"model": "pump", "series": [SERIES]}
@@ -176,6 +180,38 @@ def test_a_thread_that_ends_in_an_error_makes_a_line_like_any_other(
     line = json.loads(written.getvalue())
     assert (line["level"], line["message"]) == ("critical", "thread looker ended")
     assert line["exception"].endswith("RuntimeError: broken")
+
+
+def test_clients_that_speak_no_http_make_no_lines(
+    root_logger: logging.Logger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = io.StringIO()
+    monkeypatch.setattr("sys.stderr", written)
+    configure_logging("info")
+    logging.getLogger("uvicorn.error").warning("Invalid HTTP request received.")
+    logging.getLogger("uvicorn.error").info("Started server process [%d]", 7)
+    (line,) = map(json.loads, written.getvalue().splitlines())
+    assert line["message"] == "Started server process [7]"
+
+
+def test_an_answer_broken_off_is_logged_without_the_data_whoever_logs_it(
+    registry: DirectoryRegistry, lines: Lines
+) -> None:
+    app = create_app(ServiceSettings(registry_uri=str(registry.root), ledger_url="off"))
+
+    def halves() -> Iterator[bytes]:
+        yield b"half"
+        raise ValueError(str(17.0 + 0.25))
+
+    @app.get("/half")
+    async def half() -> StreamingResponse:
+        return StreamingResponse(halves())
+
+    with serve_app(app, ready=False) as client, pytest.raises(httpx.RemoteProtocolError):
+        client.get("/half")
+    assert [line["status"] for line in of_requests(lines) if "status" in line] == [500]
+    assert any("ValueError" in line.get("exception", "") for line in of_requests(lines))
+    assert "17.25" not in json.dumps(lines())
 
 
 @pytest.mark.parametrize(("terminal", "asked", "expected"), [

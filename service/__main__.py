@@ -12,9 +12,12 @@ from collections.abc import Sequence
 from types import FrameType
 
 import uvicorn
+from fastapi import FastAPI
 from pydantic import ValidationError
 
 from service.app import create_app
+from service.connections import bound_by
+from service.redaction import redact_logs
 from service.runtime import Runtime
 from service.settings import ServiceSettings
 
@@ -70,7 +73,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         return _refuse([str(error)])
     _configure_logging(settings.log_level)
-    config = uvicorn.Config(
+    GracefulServer(build_config(app, settings), app.state.runtime).run()
+    return 0
+
+
+def build_config(app: FastAPI, settings: ServiceSettings) -> uvicorn.Config:
+    """Say how uvicorn serves: what a client may cost, and that no header says who it is."""
+    return uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port,
@@ -79,10 +88,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         lifespan="on",
         proxy_headers=False,
         server_header=False,
+        http=bound_by(settings),
+        timeout_keep_alive=settings.keep_alive_seconds,
+        ws_max_size=settings.max_body_bytes,
         timeout_graceful_shutdown=settings.shutdown_seconds,
     )
-    GracefulServer(config, app.state.runtime).run()
-    return 0
 
 
 def read_settings(arguments: Sequence[str]) -> ServiceSettings:
@@ -114,6 +124,7 @@ def _configure_logging(level: str) -> None:
     logging.basicConfig(
         level=level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr
     )
+    redact_logs()
 
 
 if __name__ == "__main__":

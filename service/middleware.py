@@ -1,9 +1,13 @@
-"""What happens around every request: it gets an id, a log line, a measurement, and always an answer."""
+"""What happens around every request: it gets an id, a log line, a measurement, and always an answer.
+
+And what every answer tells browsers not to do with it.
+"""
 
 import logging
 import re
 import time
 import uuid
+from collections.abc import Mapping
 from urllib.parse import quote
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -72,3 +76,49 @@ class _Reply:
 def _choose_id(sent: str | None) -> str:
     """Keep the caller's id when it is harmless in a log and in a header."""
     return sent if sent and _SANE_ID.fullmatch(sent) else uuid.uuid4().hex
+
+
+class SecurityHeaders:
+    """The outermost layer of all, so that no answer goes without.
+
+    Args:
+        policies: content security policies of the pages that need more than nothing, by address.
+        files: the beginning of the addresses of files, which may be kept.
+    """
+
+    def __init__(self, app: ASGIApp, policies: Mapping[str, str], files: str) -> None:
+        self.app = app
+        self._files = files
+        self._usual = _headers_with("default-src 'none'; frame-ancestors 'none'")
+        self._of_pages = {path: _headers_with(policy) for path, policy in policies.items()}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+            return
+        headers = self._headers_of(scope["path"])
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] in _STARTS:
+                message["headers"] = [*message.get("headers", ()), *headers]
+            await send(message)
+
+        await self.app(scope, receive, send_with_headers)
+
+    def _headers_of(self, path: str) -> list[tuple[bytes, bytes]]:
+        if path.startswith(self._files):
+            return self._usual[1:]
+        return self._of_pages.get(path, self._usual)
+
+
+_STARTS = ("http.response.start", "websocket.http.response.start")
+
+
+def _headers_with(policy: str) -> list[tuple[bytes, bytes]]:
+    return [
+        (b"cache-control", b"no-store"),
+        (b"x-content-type-options", b"nosniff"),
+        (b"x-frame-options", b"DENY"),
+        (b"referrer-policy", b"no-referrer"),
+        (b"content-security-policy", policy.encode()),
+    ]

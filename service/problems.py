@@ -37,6 +37,30 @@ MALFORMED_JSON = Kind(
     "the body is not valid JSON: trailing comma at line 1 column 48",
 )
 BAD_REQUEST = Kind("bad-request", 400, "The request cannot be understood", "The request cannot be understood")
+BAD_ENCODING = Kind(
+    "bad-encoding",
+    400,
+    "The body cannot be unpacked",
+    "the body is not what content-encoding: gzip says: it ends too early",
+)
+UNAUTHENTICATED = Kind(
+    "unauthenticated",
+    401,
+    "A good API key is needed",
+    "send an API key as Authorization: Bearer KEY, or as X-API-Key: KEY",
+)
+MISSING_SCOPE = Kind(
+    "missing-scope",
+    403,
+    "The key may not do this",
+    "this needs the scope 'forecast'; key 4f0c2a9d81be ('dashboard') has read",
+)
+FOREIGN_ORIGIN = Kind(
+    "foreign-origin",
+    403,
+    "Pages of that origin may not ask",
+    "a page of another origin may not ask this service; HINDCAST_CORS_ORIGINS says which may",
+)
 NOT_FOUND = Kind(
     "not-found",
     404,
@@ -79,6 +103,18 @@ INVALID_REQUEST = Kind(
     "The request cannot be answered as it is",
     "series 'pump-7' has 20 points; this model needs 48 (input_size)",
 )
+RATE_LIMITED = Kind(
+    "rate-limited",
+    429,
+    "The key is used too much",
+    "key 4f0c2a9d81be ('dashboard') may use 1000 units a second; try again in 2 seconds",
+)
+HEAD_TOO_LARGE = Kind(
+    "head-too-large",
+    431,
+    "The address or the headers are too large",
+    "there are 150 headers; at most 100",
+)
 INTERNAL_ERROR = Kind(
     "internal-error",
     500,
@@ -94,6 +130,12 @@ OVERLOADED = Kind(
     503,
     "Too many requests at one time",
     "64 requests are being answered already; try again in a second",
+)
+DEADLINE_EXCEEDED = Kind(
+    "deadline-exceeded",
+    503,
+    "There was no answer in time",
+    "there was no answer within 120 seconds",
 )
 LEDGER_UNAVAILABLE = Kind(
     "ledger-unavailable",
@@ -111,6 +153,10 @@ QUEUE_FULL = Kind(
 KINDS = (
     MALFORMED_JSON,
     BAD_REQUEST,
+    BAD_ENCODING,
+    UNAUTHENTICATED,
+    MISSING_SCOPE,
+    FOREIGN_ORIGIN,
     NOT_FOUND,
     UNKNOWN_MODEL,
     UNKNOWN_SERIES,
@@ -122,10 +168,13 @@ KINDS = (
     BODY_TOO_LARGE,
     UNSUPPORTED_MEDIA_TYPE,
     INVALID_REQUEST,
+    RATE_LIMITED,
+    HEAD_TOO_LARGE,
     INTERNAL_ERROR,
     MODEL_NOT_LOADED,
     NOT_READY,
     OVERLOADED,
+    DEADLINE_EXCEEDED,
     LEDGER_UNAVAILABLE,
     QUEUE_FULL,
 )

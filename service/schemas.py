@@ -365,6 +365,9 @@ class Readiness(BaseModel):
     ledger: Failure | None = Field(
         description="Why the ledger does not answer; null when it does, and when there is none."
     )
+    keys: Failure | None = Field(
+        description="Why the file of API keys cannot be read, those known before being in force; null when it can."
+    )
     models: list[ModelReadiness]
 
 
@@ -374,5 +377,8 @@ class NotReady(Problem):
     registry: Failure | None = Field(description="Why the registry cannot be followed; null when it can.")
     ledger: Failure | None = Field(
         description="Why the ledger does not answer; null when it does, and when there is none."
+    )
+    keys: Failure | None = Field(
+        description="Why the file of API keys cannot be read, those known before being in force; null when it can."
     )
     models: list[ModelReadiness]

@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import NoDecode
 
 from forecasting.registry import CHAMPION
 from forecasting.spec import MODEL_NAME_PATTERN
+from service.key_store import KeySettings, load_keys
 
 MEBIBYTE = 1024**2
 LEDGER_OFF = "off"
+ANY_ORIGIN = "*"
 
 
 def _default_registry(data: dict[str, Any]) -> str:
@@ -25,12 +27,9 @@ def _default_ledger(data: dict[str, Any]) -> str:
     return f"sqlite:///{home.absolute() / 'ledger.db'}"
 
 
-class ServiceSettings(BaseSettings):
+class ServiceSettings(KeySettings):
     """The settings of one service process; unsafe or impossible ones are refused before it listens."""
 
-    model_config = SettingsConfigDict(env_prefix="HINDCAST_", frozen=True, extra="forbid")
-
-    home: Path = Field(Path(".hindcast"), description="Directory for everything Hindcast keeps on disk.")
     registry_uri: str = Field(
         default_factory=_default_registry,
         description="Model registry: a directory (a path or file:///path) or an MLflow URI. "
@@ -73,8 +72,17 @@ class ServiceSettings(BaseSettings):
     )
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
-    allow_public: bool = Field(
-        False, description="Allow a host other than loopback, although nothing asks callers who they are."
+    key_rate: float = Field(
+        1000.0,
+        gt=0,
+        le=1e9,
+        description="Units a second each API key may use, ten seconds' worth at once; a request is one unit, and "
+        "so is every 4 KiB of its body, unpacked. Keys may have rates of their own.",
+    )
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="Origins whose pages may ask, separated by commas, as in https://plant.example; * is all of "
+        "them. Default: none.",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="Where networks run; auto takes a GPU when there is one."
@@ -82,7 +90,7 @@ class ServiceSettings(BaseSettings):
     torch_threads: int = Field(
         1, ge=1, le=256, description="CPU threads of one forward pass; more help only large requests."
     )
-    max_body_bytes: int = Field(8 * MEBIBYTE, ge=1024, description="Largest request body in bytes.")
+    max_body_bytes: int = Field(8 * MEBIBYTE, ge=1024, description="Largest request body in bytes, unpacked.")
     max_series: int = Field(1000, ge=1, description="Most series in one request.")
     max_length: int = Field(100_000, ge=1, description="Most points of one series.")
     max_levels: int = Field(20, ge=1, le=100, description="Most prediction intervals in one request.")
@@ -101,6 +109,18 @@ class ServiceSettings(BaseSettings):
         description="Series that may wait to be forecast at one time; more are asked to come back (503).",
     )
     body_seconds: float = Field(30.0, gt=0, description="Seconds a client may take to send its body.")
+    head_seconds: float = Field(
+        10.0, gt=0, le=600, description="Seconds a client may take to send the address and headers of a request."
+    )
+    request_seconds: float = Field(
+        120.0, gt=0, le=3600, description="Seconds a request may take in all; then it is given up (503)."
+    )
+    stall_seconds: float = Field(
+        30.0, gt=0, le=3600, description="Seconds a client may read nothing of an answer that waits for it."
+    )
+    keep_alive_seconds: int = Field(
+        75, ge=1, le=3600, description="Seconds a connection is kept open between two requests."
+    )
     drain_seconds: float = Field(
         1.0,
         ge=0,
@@ -134,15 +154,36 @@ class ServiceSettings(BaseSettings):
                 raise ValueError(f"no model can be named {name!r}: use a-z, 0-9, dash and underscore")
         return models
 
+    @field_validator("cors_origins", mode="before")
+    @classmethod
+    def _split_origins(cls, origins: object) -> object:
+        if not isinstance(origins, str):
+            return origins
+        return tuple(origin.strip() for origin in origins.split(",") if origin.strip())
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _origins_are_exact(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in origins:
+            if origin != ANY_ORIGIN and not re.fullmatch(r"https?://[a-z0-9.-]+(:[0-9]{1,5})?", origin):
+                raise ValueError(
+                    f"{origin!r} is no origin: give scheme, host and port, as in https://plant.example"
+                )
+        return origins
+
     @model_validator(mode="after")
     def _stay_private(self) -> "ServiceSettings":
-        if not self.allow_public and not _is_loopback(self.host):
+        if not (self.is_local or self.keys_file or load_keys(self.keys_path)):
             raise ValueError(
-                f"host {self.host!r} can be reached from other machines, and the service has no "
-                "authentication yet: keep 127.0.0.1 behind a proxy that asks who is calling, "
-                "or set HINDCAST_ALLOW_PUBLIC=true"
+                f"host {self.host!r} can be reached from other machines, and there are no API keys that tell who "
+                "is calling: `hindcast keys create NAME` makes one; or keep 127.0.0.1"
             )
         return self
+
+    @property
+    def is_local(self) -> bool:
+        """Whether only this machine can reach the service."""
+        return _is_loopback(self.host)
 
 
 def _is_loopback(host: str) -> bool:

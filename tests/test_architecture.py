@@ -43,7 +43,8 @@ ROOMS = {
     "starlette": {"service/"},
     "statsmodels": {"training/sources/samples.py"},
     "typer": {"pipelines/cli.py"},
-    "uvicorn": {"service/__main__.py"},
+    "uvicorn": {"service/__main__.py", "service/connections.py"},
+    "zstandard": {"service/decompression.py"},
     "yfinance": {"training/sources/yahoo.py"},
 }
 

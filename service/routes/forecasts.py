@@ -6,6 +6,7 @@ from service.answering import answer
 from service.limits import read_json_body
 from service.openapi import FORECAST_PATH, problem_responses
 from service.problems import (
+    BAD_ENCODING,
     BODY_TIMEOUT,
     BODY_TOO_LARGE,
     INTERNAL_ERROR,
@@ -28,6 +29,7 @@ router = APIRouter(tags=["forecasts"])
     summary="Forecast series from their history",
     responses=problem_responses(
         MALFORMED_JSON,
+        BAD_ENCODING,
         UNKNOWN_MODEL,
         BODY_TIMEOUT,
         BODY_TOO_LARGE,

@@ -39,12 +39,12 @@ async def ready(request: Request, runtime: RuntimeOf) -> Readiness | Response:
     """
     reasons = ["the service is shutting down"] if runtime.draining else runtime.slots.missing()
     models, registry = _describe_models(runtime), runtime.slots.registry_trouble
-    ledger = runtime.ledger_link.trouble
+    ledger, keys = runtime.ledger_link.trouble, request.app.state.key_ring.trouble
     if not reasons:
-        return Readiness(models=models, registry=registry, ledger=ledger)
+        return Readiness(models=models, registry=registry, ledger=ledger, keys=keys)
     errors = [FieldError(path="", detail=reason) for reason in reasons]
     problem = describe(NOT_READY, reasons[0], str(request.scope.get("hindcast.request_id", "")), errors)
-    return respond(NotReady(**problem.model_dump(), models=models, registry=registry, ledger=ledger))
+    return respond(NotReady(**problem.model_dump(), models=models, registry=registry, ledger=ledger, keys=keys))
 
 
 def _describe_models(runtime: Runtime) -> list[ModelReadiness]:

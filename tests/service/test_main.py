@@ -135,10 +135,19 @@ def test_ctrl_c_leaves_at_once_and_cleanly(publish: Publish, start: Callable[...
     assert "Traceback" not in process.log
 
 
+def test_a_file_of_keys_it_cannot_read_ends_it_with_2_and_the_reason(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "keys.json").write_text("{")
+    for host in ("127.0.0.1", "0.0.0.0"):  # noqa: S104  (refused)
+        assert main(["--home", str(tmp_path), "--host", host]) == 2
+        assert "keys.json is not a file of keys" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (["--host", "0.0.0.0"], "no authentication yet"),  # noqa: S104
+        (["--host", "0.0.0.0"], "no API keys"),  # noqa: S104
         (["--port", "x"], "HINDCAST_PORT: Input should be a valid integer"),
         (["--models", "No Such"], "HINDCAST_MODELS: no model can be named 'No Such'"),
     ],

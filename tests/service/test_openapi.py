@@ -2,6 +2,8 @@
 
 import json
 import re
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -16,6 +18,7 @@ from schemathesis.schemas import BaseSchema
 
 from forecasting.forecaster import Forecaster
 from forecasting.spec import CovariatesSpec
+from service.key_store import create_key
 from service.openapi import EXAMPLE_ANSWER
 from service.problems import KINDS, Problem
 from service.schemas import ForecastAnswer
@@ -77,7 +80,22 @@ def test_every_error_example_is_a_problem(document: dict[str, Any]) -> None:
                     assert str(problem.status) == status
                     seen.add(problem.type)
     framework_only = {"bad-request", "not-found", "method-not-allowed", "not-ready"}
-    assert seen == {kind.type for kind in KINDS if kind.slug not in framework_only}
+    before_any_route = {"unauthenticated", "missing-scope", "foreign-origin", "rate-limited", "head-too-large"}
+    before_any_route |= {"deadline-exceeded"}
+    assert seen == {kind.type for kind in KINDS if kind.slug not in framework_only | before_any_route}
+
+
+def test_where_keys_are_asked_for_the_document_says_how_and_which_scope(serve: Serve, tmp_path: Path) -> None:
+    _, key = create_key(tmp_path / "keys.json", "reader", ["read"], datetime.now(UTC))
+    with serve(keys_file=tmp_path / "keys.json", ready=False) as client:
+        document = client.get("/openapi.json", headers={"x-api-key": key}).json()
+    assert document["components"]["securitySchemes"].keys() == {"bearer", "header"}
+    forecast, live = forecast_operation(document), document["paths"]["/health/live"]["get"]
+    assert forecast["security"] == [{"bearer": []}, {"header": []}]
+    assert forecast["description"].endswith("Needs a key (forecast).")
+    assert {"401", "403", "429"} <= forecast["responses"].keys()
+    assert "security" not in live
+    assert "401" not in live["responses"]
 
 
 def test_every_reference_can_be_followed(document: dict[str, Any]) -> None:

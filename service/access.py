@@ -52,7 +52,7 @@ ACCESS: Mapping[str, Mapping[str, Needed]] = {
     "/v2/health/live": {"GET": "open"},
     "/v2/health/ready": {"GET": "open"},
     "/v2": {"GET": "any"},
-    "/v2/repository/index": {"POST": "read"},
+    "/v2/repository/index": {"POST": "forecast"},
     "/v2/models/{model}": {"GET": "read"},
     "/v2/models/{model}/ready": {"GET": "read"},
     "/v2/models/{model}/config": {"GET": "read"},
@@ -65,7 +65,7 @@ ACCESS: Mapping[str, Mapping[str, Needed]] = {
     "/v2/models/{model}/versions/{version}/infer": {"POST": "forecast"},
     # TimeGPT's API.
     "/validate_api_key": {"GET": "any"},
-    "/model_params": {"GET": "forecast"},
+    "/model_params": {"GET": "read"},
     "/v2/forecast": {"POST": "forecast"},
     "/v2/cross_validation": {"POST": "forecast"},
     "/v2/anomaly_detection": {"POST": "forecast"},

@@ -25,7 +25,16 @@ def unpack(encoding: str, body: bytes, limit: int) -> bytes:
 
 
 def _unpack_gzip(body: bytes, limit: int) -> bytes:
-    unpacker = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
+    return _unpack_zlib(body, limit, zlib.MAX_WBITS | 16)
+
+
+def _unpack_deflate(body: bytes, limit: int) -> bytes:
+    # HTTP's deflate is the zlib format (RFC 9110).
+    return _unpack_zlib(body, limit, zlib.MAX_WBITS)
+
+
+def _unpack_zlib(body: bytes, limit: int, wbits: int) -> bytes:
+    unpacker = zlib.decompressobj(wbits=wbits)
     try:
         unpacked = unpacker.decompress(body, limit + 1)
     except zlib.error:
@@ -72,6 +81,10 @@ def _check(unpacked: bytes, limit: int, *, whole: bool, rest: bytes) -> bytes:
     return unpacked
 
 
-_UNPACKERS: dict[str, Callable[[bytes, int], bytes]] = {"gzip": _unpack_gzip, "zstd": _unpack_zstd}
+_UNPACKERS: dict[str, Callable[[bytes, int], bytes]] = {
+    "gzip": _unpack_gzip,
+    "zstd": _unpack_zstd,
+    "deflate": _unpack_deflate,
+}
 
 ENCODINGS = tuple(_UNPACKERS)

@@ -23,6 +23,7 @@ def zstd_of_unknown_size(content: bytes) -> bytes:
 
 PACKERS: list[tuple[str, Callable[[bytes], bytes]]] = [
     ("gzip", gzip.compress),
+    ("deflate", zlib.compress),
     ("zstd", zstandard.ZstdCompressor().compress),
     ("zstd", zstandard.ZstdCompressor(write_checksum=True).compress),
     ("zstd", zstd_of_unknown_size),
@@ -98,6 +99,10 @@ def test_deflate_without_its_envelope_is_not_gzip() -> None:
 
 @given(st.sampled_from(ENCODINGS), st.binary(max_size=200), st.booleans())
 def test_whatever_is_sent_unpacks_or_is_refused(encoding: str, body: bytes, begins_well: bool) -> None:
-    start = {"gzip": b"\x1f\x8b\x08", "zstd": b"\x28\xb5\x2f\xfd"}[encoding] if begins_well else b""
+    start = (
+        {"gzip": b"\x1f\x8b\x08", "zstd": b"\x28\xb5\x2f\xfd", "deflate": b"\x78\x9c"}[encoding]
+        if begins_well
+        else b""
+    )
     with suppress(BadEncodingError, UnpackedTooLargeError):
         assert len(unpack(encoding, start + body, 1000)) <= 1000

@@ -3,6 +3,7 @@
 import gzip
 import socket
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -130,7 +131,7 @@ def test_a_body_declared_too_large_is_refused_before_it_is_sent(small: httpx.Cli
     assert raw_request(small, head, b"").startswith(b"HTTP/1.1 413")
 
 
-PACK = {"gzip": gzip.compress, "zstd": zstandard.ZstdCompressor().compress}
+PACK = {"gzip": gzip.compress, "zstd": zstandard.ZstdCompressor().compress, "deflate": zlib.compress}
 each_encoding = pytest.mark.parametrize("encoding", PACK)
 
 
@@ -200,7 +201,7 @@ def test_a_body_is_packed_once(client: httpx.Client) -> None:
 
 def test_an_encoding_that_is_not_taken_is_answered_with_those_that_are(client: httpx.Client) -> None:
     answer = post_packed(client, "br", GOOD)
-    assert (answer.status_code, answer.headers["accept-encoding"]) == (415, "gzip, zstd")
+    assert (answer.status_code, answer.headers["accept-encoding"]) == (415, "gzip, zstd, deflate")
 
 
 DEEP = 100_000

@@ -128,6 +128,8 @@ def test_covariates_and_dates_are_answered_as_mlflow_answers_them(
     with serve() as client:
         answer = client.post("/invocations", json=body)
         agree(answer.json(), post(mlflow_app(boiler, tmp_path), body).json())
+        twice = {"dataframe_records": records(sent.assign(site=["north", *["south"] * (len(sent) - 1)]))}
+        assert "has two names in a static column" in client.post("/invocations", json=twice).json()["message"]
         without = {"dataframe_records": records(sent.drop(columns="setpoint").dropna(subset="y"))}
         told = client.post("/invocations", json=without).json()["degraded"]
     assert told == dict.fromkeys("ab", "future 'setpoint' is missing")

@@ -246,6 +246,20 @@ def test_a_request_whose_parts_contradict_one_another_is_refused(client: httpx.C
         assert answer.json()["error"].startswith(reason)
 
 
+def test_every_byte_must_belong_to_a_tensor(client: httpx.Client) -> None:
+    y = {"name": "y", "datatype": "FP64", "shape": [1, 24], "parameters": {"binary_data_size": 192}}
+    text = json.dumps({"inputs": [y]}).encode()
+    length = {"inference-header-content-length": str(len(text))}
+    for behind in (b"", bytes(191), bytes(193)):
+        answer = infer(client, text + behind, headers=length)
+        assert answer.status_code == 400
+        reason = f"the inputs take 192 bytes of binary data, and {len(behind)} were sent"
+        assert answer.json()["error"].startswith(reason)
+    infinite = np.full(24, np.inf).tobytes()
+    told = infer(client, text + infinite, headers=length).json()["error"]
+    assert told == "input 'y' holds an infinite value; NaN is a missing one"
+
+
 def test_names_must_be_names_and_starts_timestamps(client: httpx.Client) -> None:
     for name, values, reason in (
         ("unique_id", ["a", "a", "b"], "a series is there twice"),

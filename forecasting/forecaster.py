@@ -23,6 +23,7 @@ from forecasting.spec import ForecasterSpec
 from forecasting.transforms import apply_transform, invert_transform
 
 FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
 
 BATCH = 4096
 """Windows in one forward pass; it bounds the memory of a large request, not its size."""
@@ -76,7 +77,11 @@ class Forecaster:
             self._forward(x_BL[rows], mask_BL[rows], None if covariates is None else covariates.rows(rows))
             for rows in batches
         ]
-        y_BHQ = invert_transform(np.concatenate(quantiles or [self._empty()]), self.spec.transform)
+        return self.to_observed(np.concatenate(quantiles or [self._empty()]))
+
+    def to_observed(self, x_BHQ: FloatArray) -> FloatArray:
+        """Return quantiles on the modelling scale in observed units, NaN over a series where any is not finite."""
+        y_BHQ = invert_transform(x_BHQ, self.spec.transform)
         y_BHQ[~np.isfinite(y_BHQ).all(axis=(1, 2))] = np.nan
         return y_BHQ
 
@@ -96,7 +101,7 @@ class Forecaster:
         # What does not fit becomes infinite, and so a forecast that is none: no warning is needed.
         with np.errstate(over="ignore", invalid="ignore"):
             centred_BL = np.where(mask_BL, x_BL - level_B1, 0.0).astype(np.float32)
-        inputs = Inputs(self._tensor(centred_BL), self._tensor(mask_BL), *self._known(covariates))
+        inputs = Inputs(self.tensor(centred_BL), self.tensor(mask_BL), *self._known(covariates))
         quantiles_BHQ = self.network(inputs)
         return np.asarray(quantiles_BHQ.cpu().numpy(), dtype=np.float64) + level_B1[:, :, None]
 
@@ -105,23 +110,27 @@ class Forecaster:
         spec = self.spec
         if covariates is None or not spec.takes_covariates:
             return None, None
-        ordinal_B = self._tensor(self._calendar.ordinals(covariates.cutoff_B)) if spec.has_cycle else None
+        ordinal_B = self.tensor(self.calendar.ordinals(covariates.cutoff_B)) if spec.has_cycle else None
         if not spec.covariates:
             return None, ordinal_B
         past_BLP = past_columns(covariates, spec.covariates, spec.input_size)
-        future_BTF = future_columns(covariates, spec.covariates, spec.input_size, spec.horizon, self._calendar)
-        static_BS = static_codes(covariates, spec.covariates)
+        future_BTF = future_columns(covariates, spec.covariates, spec.input_size, spec.horizon, self.calendar)
+        return self.covariate_tensors(past_BLP, future_BTF, static_codes(covariates, spec.covariates)), ordinal_B
+
+    def covariate_tensors(self, past_BLP: FloatArray, future_BTF: FloatArray, static_BS: IntArray) -> CovariateTensors:
+        """Return covariates as networks take them: calendar columns follow the future ones, statics are codes."""
         # What does not fit becomes infinite, and so counts as missing.
         with np.errstate(over="ignore"):
             past_BLP, future_BTF = past_BLP.astype(np.float32), future_BTF.astype(np.float32)
-        tensors = CovariateTensors(self._tensor(past_BLP), self._tensor(future_BTF), self._tensor(static_BS))
-        return tensors, ordinal_B
+        return CovariateTensors(self.tensor(past_BLP), self.tensor(future_BTF), self.tensor(static_BS))
 
-    def _tensor(self, values: NDArray[Any]) -> Tensor:
+    def tensor(self, values: NDArray[Any]) -> Tensor:
+        """Return an array where the network is."""
         return torch.from_numpy(values).to(self.device)
 
     @cached_property
-    def _calendar(self) -> Calendar:
+    def calendar(self) -> Calendar:
+        """Return the grid its timestamps lie on."""
         return parse_freq(self.spec.freq)
 
     def _empty(self) -> FloatArray:

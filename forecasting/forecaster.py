@@ -117,7 +117,9 @@ class Forecaster:
         future_BTF = future_columns(covariates, spec.covariates, spec.input_size, spec.horizon, self.calendar)
         return self.covariate_tensors(past_BLP, future_BTF, static_codes(covariates, spec.covariates)), ordinal_B
 
-    def covariate_tensors(self, past_BLP: FloatArray, future_BTF: FloatArray, static_BS: IntArray) -> CovariateTensors:
+    def covariate_tensors(
+        self, past_BLP: FloatArray, future_BTF: FloatArray, static_BS: IntArray
+    ) -> CovariateTensors:
         """Return covariates as networks take them: calendar columns follow the future ones, statics are codes."""
         # What does not fit becomes infinite, and so counts as missing.
         with np.errstate(over="ignore"):

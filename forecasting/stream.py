@@ -363,7 +363,7 @@ class Streams:
         n, now = x_BN.shape[1], self.rows["now"]
         told = self._covariates(slot_B, at_B + n, n, 0)
         state_BW, level_B = self._network.advance(now["state"][slot_B], now["level"][slot_B], x_BN, told)
-        finite_B: BoolArray = np.isfinite(state_BW).all(axis=1, keepdims=True)[:, 0]
+        finite_B = _finite(state_BW).all(axis=1)
         kept = slot_B[finite_B]
         now["state"][kept], now["level"][kept] = state_BW[finite_B], level_B[finite_B]
         now["at"][kept] = at_B[finite_B] + n
@@ -394,7 +394,7 @@ class Streams:
     def _has_something(self, slot_B: IntArray) -> BoolArray:
         newest_B = self.rows["newest"][slot_B]
         if not self.has_state:
-            something_B: BoolArray = np.isfinite(self.windows(slot_B)).any(axis=1, keepdims=True)[:, 0]
+            something_B: BoolArray = _finite(self.windows(slot_B)).any(axis=1)
             return something_B
         seen_B = self.rows["now"]["state"][slot_B, SEEN] > 0
         usable_B: BoolArray = seen_B & (self.rows["lost"][slot_B] != newest_B)
@@ -550,6 +550,10 @@ class Streams:
 
 def _stamp(ds: np.int64) -> pd.Timestamp:
     return pd.Timestamp(np.datetime64(int(ds), "us"))
+
+
+def _finite(values: NDArray[Any]) -> BoolArray:
+    return np.asarray(np.isfinite(values))
 
 
 def _equal(one: NDArray[Any], other: NDArray[Any]) -> BoolArray:

@@ -363,7 +363,7 @@ class Streams:
         n, now = x_BN.shape[1], self.rows["now"]
         told = self._covariates(slot_B, at_B + n, n, 0)
         state_BW, level_B = self._network.advance(now["state"][slot_B], now["level"][slot_B], x_BN, told)
-        finite_B = _finite(state_BW).all(axis=1)
+        finite_B: BoolArray = np.asarray(_finite(state_BW).all(axis=1))
         kept = slot_B[finite_B]
         now["state"][kept], now["level"][kept] = state_BW[finite_B], level_B[finite_B]
         now["at"][kept] = at_B[finite_B] + n
@@ -394,8 +394,7 @@ class Streams:
     def _has_something(self, slot_B: IntArray) -> BoolArray:
         newest_B = self.rows["newest"][slot_B]
         if not self.has_state:
-            something_B: BoolArray = _finite(self.windows(slot_B)).any(axis=1)
-            return something_B
+            return np.asarray(_finite(self.windows(slot_B)).any(axis=1))
         seen_B = self.rows["now"]["state"][slot_B, SEEN] > 0
         usable_B: BoolArray = seen_B & (self.rows["lost"][slot_B] != newest_B)
         return usable_B
@@ -409,9 +408,7 @@ class Streams:
         spec, newest_B = self.forecaster.spec, self.rows["newest"][slot_B]
         told = None
         if spec.takes_covariates:
-            past_BLP = self._past(slot_B, newest_B, spec.input_size)
-            future_BTF = self._future(slot_B, newest_B, spec.input_size, spec.horizon)
-            told = Covariates(self.cutoffs(slot_B), past_BLP, future_BTF, self.names(slot_B))
+            told = Covariates(self.cutoffs(slot_B), *self.covariate_windows(slot_B), self.names(slot_B))
         return self.forecaster.predict(self._values(slot_B, newest_B, spec.input_size), told)
 
     def windows(self, slot_B: IntArray) -> FloatArray:
@@ -423,6 +420,16 @@ class Streams:
     def observed_windows(self, slot_B: IntArray) -> FloatArray:
         """Return the last `input_size` values of each stream as they were observed, `(B, L)`."""
         return self._values(slot_B, self.rows["newest"][slot_B], self.forecaster.input_size)
+
+    def newest_values(self, slot_B: IntArray) -> FloatArray:
+        """Return what was observed at each stream's newest step, NaN where nothing was."""
+        return self._values(slot_B, self.rows["newest"][slot_B], 1)[:, 0]
+
+    def covariate_windows(self, slot_B: IntArray) -> tuple[FloatArray, FloatArray]:
+        """Return past columns of the last `input_size` steps `(B, L, P)`, and future ones `(B, T, F)`."""
+        newest_B, spec = self.rows["newest"][slot_B], self.forecaster.spec
+        past_BLP = self._past(slot_B, newest_B, spec.input_size)
+        return past_BLP, self._future(slot_B, newest_B, spec.input_size, spec.horizon)
 
     def lengths(self, slot_B: IntArray) -> IntArray:
         """Return the steps since each stream began."""

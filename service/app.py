@@ -11,7 +11,7 @@ from forecasting.registry import Registry, open_registry
 from service.error_handlers import install_error_handlers
 from service.middleware import RequestMiddleware
 from service.openapi import build_openapi
-from service.routes import accuracy, forecasts, health, jobs, models, observations, series
+from service.routes import accuracy, forecasts, health, jobs, models, observations, series, streams
 from service.runtime import Runtime
 from service.settings import ServiceSettings
 
@@ -37,9 +37,11 @@ def create_app(settings: ServiceSettings | None = None, registry: Registry | Non
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         runtime.start()
+        runtime.streams.start()
         try:
             yield
         finally:
+            await runtime.streams.stop()
             runtime.stop()
 
     app: FastAPI = FastAPIOffline(
@@ -49,7 +51,7 @@ def create_app(settings: ServiceSettings | None = None, registry: Registry | Non
     app.openapi = lambda: build_openapi(app, runtime.slots)  # type: ignore[method-assign]  # FastAPI's own way
     app.add_middleware(RequestMiddleware, telemetry=runtime.telemetry)
     install_error_handlers(app)
-    routes = (forecasts, observations, models, series, accuracy, jobs, health)
+    routes = (forecasts, observations, models, series, accuracy, jobs, streams, health)
     for router in (route.router for route in routes):
         app.include_router(router)
     return app

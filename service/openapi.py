@@ -17,6 +17,7 @@ from service.histories import first_step
 from service.model_slot import LoadedModel, ModelSlots
 from service.problems import INVALID_REQUEST, MEDIA_TYPE, FieldError, Kind, Problem, describe
 from service.schemas import ForecastRequest, NotReady, ObservationsRequest
+from service.streams.messages import ObserveRequest
 
 JsonObject = dict[str, Any]
 
@@ -74,7 +75,7 @@ def build_openapi(app: FastAPI, slots: ModelSlots) -> JsonObject:
     """Build the document as it is now, with examples for the models that are loaded now."""
     document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
-    for model in (ForecastRequest, ObservationsRequest, Problem, NotReady):
+    for model in (ForecastRequest, ObservationsRequest, ObserveRequest, Problem, NotReady):
         _add_schema(schemas, model)
     for unused in ("HTTPValidationError", "ValidationError"):
         schemas.pop(unused, None)

@@ -17,6 +17,8 @@ from service.model_slot import LoadedModel, ModelSlot, ModelSlots
 from service.problems import MODEL_NOT_LOADED, OVERLOADED, UNKNOWN_MODEL, ProblemError
 from service.recorder import Recorder
 from service.settings import ServiceSettings
+from service.streams.desk import Desk
+from service.streams.engine import Engine
 from service.telemetry import Telemetry
 
 T = TypeVar("T")
@@ -38,6 +40,7 @@ class Runtime:
             self.ledger_link.on_look = self.adjustments.refresh
         self.recorder = Recorder(self.ledger_link, self.telemetry.record_kept, lambda: self._in_flight > 0)
         self.telemetry.watch_ledger(self.ledger_link, self.recorder)
+        self.streams = Desk(Engine(settings, self.model, self.adjustments.adjust, self.ledger_link.clock))
         self.draining = False
         self._in_flight = 0
         self._worker: ThreadPoolExecutor | None = None

@@ -91,6 +91,35 @@ class ServiceSettings(BaseSettings):
         64, ge=1, description="Forecast requests accepted at one time; more are asked to come back (503)."
     )
     body_seconds: float = Field(30.0, gt=0, description="Seconds a client may take to send its body.")
+    stream_rewind: int = Field(
+        64,
+        ge=1,
+        le=10_000,
+        description="Steps a late or revised observation of a stream may lie before its newest.",
+    )
+    stream_gap: int = Field(
+        256, ge=0, le=100_000, description="Most steps without an observation that a stream bridges."
+    )
+    stream_memory_bytes: int = Field(
+        512 * MEBIBYTE, ge=1024, description="Most bytes of streams in memory; the others wait on disk."
+    )
+    stream_disk_bytes: int = Field(
+        4096 * MEBIBYTE,
+        ge=1024,
+        description="Most bytes of streams on disk; beyond, those least recently used are forgotten.",
+    )
+    stream_journal_bytes: int = Field(
+        64 * MEBIBYTE, ge=1024, description="Bytes of observations in the journal after which streams are saved."
+    )
+    stream_observations: int = Field(10_000, ge=1, description="Most observations in one message.")
+    stream_message_bytes: int = Field(MEBIBYTE, ge=1024, description="Largest message of a socket in bytes.")
+    stream_outstanding: int = Field(
+        64, ge=1, description="Messages of one socket that are answered at a time; then it is not read."
+    )
+    stream_sockets: int = Field(10_000, ge=1, description="Most sockets of streams at one time.")
+    stream_idle_seconds: float = Field(
+        3600.0, gt=0, description="Seconds without a message after which a socket is closed."
+    )
     drain_seconds: float = Field(
         1.0,
         ge=0,

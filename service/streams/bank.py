@@ -65,7 +65,7 @@ class Bank:
         return slots_B
 
     def resize(self, capacity: int) -> None:
-        """Have another number of rows, at least as many as series: they move together where rows are given back."""
+        """Have another number of rows, at least as many as series; fewer rows move together."""
         before = len(self.streams.rows)
         if capacity < before:
             self._compact()

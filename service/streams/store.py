@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 from pydantic_core import from_json, to_json
@@ -43,6 +43,11 @@ class Origin:
     layout: Layout
     categories: dict[str, tuple[str, ...]]
     """The names of each static, but those of the series, which are its own."""
+
+    @cached_property
+    def content(self) -> str:
+        """The same as it is kept."""
+        return to_json(asdict(self)).decode()
 
 
 @dataclass(frozen=True)
@@ -168,9 +173,9 @@ class Store:
             self.path.rename(self.path.with_suffix(".unreadable"))
 
     def _number_of(self, origin: Origin) -> int:
-        content = to_json(asdict(origin)).decode()
-        self._connection.execute("INSERT OR IGNORE INTO origins (content) VALUES (?)", (content,))
-        (number,) = self._connection.execute("SELECT id FROM origins WHERE content = ?", (content,)).fetchone()
+        told = (origin.content,)
+        self._connection.execute("INSERT OR IGNORE INTO origins (content) VALUES (?)", told)
+        (number,) = self._connection.execute("SELECT id FROM origins WHERE content = ?", told).fetchone()
         return int(number)
 
 

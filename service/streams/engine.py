@@ -125,6 +125,8 @@ class Engine:
             self._journal.rotate()
             self._store.close()
         self._journal = self._store = None
+        self._banks.clear()
+        self._pending.clear()
         self._folder.release()
 
     # Answering

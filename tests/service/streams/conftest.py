@@ -61,6 +61,9 @@ class Bench:
 
     def die(self) -> None:
         """Begin again as after kill -9: nothing is saved, and the lock goes with the process."""
+        if self.engine._journal is not None and self.engine._store is not None:
+            self.engine._journal.rotate()
+            self.engine._store.close()
         self.engine._folder.release()
         self.engine = self._engine()
 

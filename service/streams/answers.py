@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic_core import to_json
 
 from forecasting.forecaster import summarise
 from forecasting.stream import Streams
 from service.covariates import Told, find_shortfalls
 from service.model_slot import LoadedModel
-from service.schemas import RefusedObservation, SeriesForecast
+from service.schemas import RefusedObservation
 from service.streams.intake import Timeline
 from service.streams.messages import StreamAnswer
 
@@ -140,19 +141,18 @@ def _encode(
         why = reasons.get(i, [])
         if not finite_B[i] and not why:
             why = [NOT_FINITE]
-        values: dict[str, Any] = {
-            name: rows[i] if finite_B[i] else [None] * asked.h for name, rows in listed.items()
+        forecast: dict[str, Any] = {
+            "unique_id": unique_id,
+            "cutoff": cutoff,
+            "status": "degraded" if why else "ok",
+            "reason": "; ".join(why) or None,
+            "ds": ahead[: asked.h],
         }
-        forecast = SeriesForecast.model_construct(
-            unique_id=unique_id,
-            cutoff=cutoff,
-            status="degraded" if why else "ok",
-            reason="; ".join(why) or None,
-            ds=ahead[: asked.h],
-            **values,
-        )
-        series.append(forecast.model_dump_json())
-    return _head(asked, model) + ",".join(series).encode() + b"]}"
+        for name, rows in listed.items():
+            forecast[name] = rows[i] if finite_B[i] else [None] * asked.h
+        series.append(forecast)
+    # Written at once, and not as models: of a thousand series that would be most of the work.
+    return _head(asked, model) + to_json(series) + b"}"
 
 
 def _head(asked: Asked, model: LoadedModel) -> bytes:
@@ -167,4 +167,4 @@ def _head(asked: Asked, model: LoadedModel) -> bytes:
         forecasts=[],
     )
     text = head.model_dump_json(exclude={"forecasts"}, exclude_none=False)
-    return text.removesuffix("}").encode() + b',"forecasts":['
+    return text.removesuffix("}").encode() + b',"forecasts":'

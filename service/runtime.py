@@ -19,6 +19,7 @@ from service.recorder import Recorder
 from service.settings import ServiceSettings
 from service.streams.desk import Desk
 from service.streams.engine import Engine
+from service.streams.ledger_feed import LedgerFeed
 from service.telemetry import Telemetry
 
 T = TypeVar("T")
@@ -40,7 +41,9 @@ class Runtime:
             self.ledger_link.on_look = self.adjustments.refresh
         self.recorder = Recorder(self.ledger_link, self.telemetry.record_kept, lambda: self._in_flight > 0)
         self.telemetry.watch_ledger(self.ledger_link, self.recorder)
-        self.streams = Desk(Engine(settings, self.model, self.adjustments.adjust, self.ledger_link.clock))
+        feed = LedgerFeed(self.ledger_link)
+        engine = Engine(settings, self.model, self.adjustments.adjust, self.ledger_link.clock, feed)
+        self.streams = Desk(engine, feed)
         self.draining = False
         self._in_flight = 0
         self._worker: ThreadPoolExecutor | None = None

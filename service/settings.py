@@ -100,6 +100,9 @@ class ServiceSettings(BaseSettings):
     stream_gap: int = Field(
         256, ge=0, le=100_000, description="Most steps without an observation that a stream bridges."
     )
+    stream_to_ledger: bool = Field(
+        True, description="Tell the ledger what streams observed, so that forecasts can be scored."
+    )
     stream_memory_bytes: int = Field(
         512 * MEBIBYTE, ge=1024, description="Most bytes of streams in memory; the others wait on disk."
     )

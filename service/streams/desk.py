@@ -6,13 +6,14 @@ next group. Beside it, and never waited for, the ledger is told what was observe
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 
 from service.problems import OVERLOADED, ProblemError
 from service.streams.engine import Engine
+from service.streams.ledger_feed import LedgerFeed
 from service.streams.messages import Message
 
 log = logging.getLogger("hindcast.streams")
@@ -33,10 +34,10 @@ class _Waiting:
 class Desk:
     """Hands messages over to the engine, group by group."""
 
-    def __init__(self, engine: Engine, may_tidy: Callable[[], bool] = lambda: True) -> None:
+    def __init__(self, engine: Engine, feed: LedgerFeed) -> None:
         self.engine = engine
         self.sockets = 0
-        self._may_tidy = may_tidy
+        self._feed = feed
         self._worker: ThreadPoolExecutor | None = None
         self._waiting: list[_Waiting] = []
         self._n_waiting = 0
@@ -45,6 +46,7 @@ class Desk:
 
     def start(self) -> None:
         """Begin to answer; to be called on the event loop."""
+        self._feed.start()
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="streams")
         self._tidying = asyncio.get_running_loop().create_task(self._tidy())
 
@@ -59,6 +61,7 @@ class Desk:
         if self._worker is not None:
             await asyncio.get_running_loop().run_in_executor(self._worker, self.engine.close)
             self._worker.shutdown(wait=False)
+        await asyncio.to_thread(self._feed.stop)
 
     async def observe(self, message: Message) -> bytes:
         """Return the answer to a message.
@@ -112,7 +115,7 @@ class Desk:
         more = False
         while True:
             await asyncio.sleep(0 if more else TIDY_SECONDS)
-            if self._running is None and self._may_tidy():
+            if self._running is None:
                 try:
                     more = await asyncio.get_running_loop().run_in_executor(self._worker, self.engine.tidy)
                 except Exception:

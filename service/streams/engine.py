@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from itertools import groupby
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,16 +68,32 @@ class StreamCounts:
     journal_bytes: int
 
 
+class Feed(Protocol):
+    """Where observations go besides."""
+
+    def offer(self, model: LoadedModel, rows: Rows, group: int) -> None:
+        """Take observations over; never waits."""
+
+    def has_all_until(self, group: int) -> bool:
+        """Return whether what was observed up to the end of a group may go from the journal."""
+
+
 class Engine:
     """All streams; only `answer`, `tidy`, `open` and `close` are for others, and for one thread at a time."""
 
     def __init__(
-        self, settings: ServiceSettings, resolve: Resolve, adjust: Adjust, clock: Callable[[], datetime]
+        self,
+        settings: ServiceSettings,
+        resolve: Resolve,
+        adjust: Adjust,
+        clock: Callable[[], datetime],
+        feed: Feed,
     ) -> None:
         self.settings = settings
         self._resolve = resolve
         self._adjust = adjust
         self._clock = clock
+        self._feed = feed
         self._folder = Folder(settings.home / "streams")
         self._banks: dict[str, list[Bank]] = {}
         """By model, the version that answers first; those before it hold what was not asked for since."""
@@ -231,6 +248,10 @@ class Engine:
             changed = (outcome_B <= Outcome.RESTARTED) & (outcome_B != Outcome.KNOWN)
             bank.streams.rows["group"][slot_B[changed]] = group_B[changed]
         if len(rows):
+            taken = np.flatnonzero(
+                (outcome_R == Outcome.NEW) | (outcome_R == Outcome.REVISED) | (outcome_R == Outcome.RESTARTED)
+            )
+            self._feed.offer(bank.model, rows.take(taken.tolist()), self._group)
             bank.streams.settle(np.unique(bank.slots(rows.unique_id, self._group)))
         return outcome_R
 
@@ -370,8 +391,10 @@ class Engine:
     def _replay(self, model: LoadedModel, rows: Rows) -> None:
         bank = self._admit(model, rows.unique_id)
         done_R = bank.streams.rows["group"][bank.slots(rows.unique_id, self._group)]
-        left = np.flatnonzero(np.array(rows.group) > done_R)
-        self._tell(bank, rows.take(left.tolist()))
+        is_left_R = np.array(rows.group) > done_R
+        # What was saved need not have reached the ledger.
+        self._feed.offer(model, rows.take(np.flatnonzero(~is_left_R).tolist()), self._group)
+        self._tell(bank, rows.take(np.flatnonzero(is_left_R).tolist()))
 
     def tidy(self) -> bool:
         """Do a little of what need not be done at once; return whether there is more of it."""
@@ -412,19 +435,20 @@ class Engine:
                     bank.save(slots_B, self._store)
                     return
             self._store.sync()
-            self._end_snapshot(before)
+            self._end_snapshot(before, group)
         except (OSError, sqlite3.Error) as error:
             log.error("streams cannot be saved; the journal stays: %s", error)
             self._snapshot = None
 
-    def _end_snapshot(self, before: int) -> None:
+    def _end_snapshot(self, before: int, group: int) -> None:
         self._snapshot = None
         if self._journal is None or self._store is None:
             return
         if self._pending and self._journal.nbytes > MOST_PENDING * self.settings.stream_journal_bytes:
             log.error("observations of models that are not there are dropped: %s", ", ".join(self._pending))
             self._pending.clear()
-        if not self._pending:
+        too_large = self._journal.nbytes > MOST_PENDING * self.settings.stream_journal_bytes
+        if not self._pending and (too_large or self._feed.has_all_until(group)):
             self._journal.discard(before)
         if forgotten := self._store.trim(self.settings.stream_disk_bytes):
             log.warning("%d streams were forgotten: the disk may hold no more of them", forgotten)

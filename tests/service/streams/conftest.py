@@ -13,10 +13,12 @@ import pytest
 from forecasting.calendar import parse_freq
 from forecasting.forecaster import Forecaster
 from forecasting.spec import RecurrentSpec
+from service.ledger_link import LedgerLink
 from service.model_slot import LoadedModel
 from service.problems import MODEL_NOT_LOADED, ProblemError
 from service.settings import ServiceSettings
 from service.streams.engine import Engine
+from service.streams.ledger_feed import LedgerFeed
 from service.streams.messages import parse_observe
 from tests.service.conftest import build_forecaster
 
@@ -47,12 +49,15 @@ class Bench:
     """An engine and the models it resolves, which a test may swap, take away, or start again."""
 
     def __init__(self, home: Path, **settings: object) -> None:
-        self.settings = ServiceSettings(home=home, **{"stream_rewind": 4, "stream_gap": 20, **settings})
+        self.settings = ServiceSettings(
+            home=home, **{"ledger_url": "off", "stream_rewind": 4, "stream_gap": 20, **settings}
+        )
         self.models = {"pump": loaded(build_forecaster("pump", "h", LSTM))}
         self.engine = self._engine()
 
     def _engine(self) -> Engine:
-        return Engine(self.settings, self._resolve, lambda _model, _names, quantiles: quantiles, lambda: NOW)
+        feed = LedgerFeed(LedgerLink(self.settings))
+        return Engine(self.settings, self._resolve, lambda _model, _names, quantiles: quantiles, lambda: NOW, feed)
 
     def _resolve(self, name: str) -> LoadedModel:
         if name not in self.models:

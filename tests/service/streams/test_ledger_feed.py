@@ -36,9 +36,9 @@ def feed_of(tmp_path: Path) -> Iterator[Callable[..., LedgerFeed]]:
             feed._link.ledger.close()
 
 
-def known(tmp_path: Path) -> pd.DataFrame:
+def known(tmp_path: Path, *columns: str) -> pd.DataFrame:
     with closing(open_ledger(f"sqlite:///{tmp_path}/ledger.db")) as ledger:
-        return ledger.observations.frame("pump")
+        return ledger.observations.frame("pump", ("y", *columns))
 
 
 def connect(bench: Bench, feed: LedgerFeed) -> None:
@@ -57,7 +57,7 @@ def test_what_was_taken_in_is_in_the_ledger(
         bench.send([row("a", step, walk(9)[step], **told), row("b", step, 2.0)])
     bench.send([row("a", 0, 77.0), row("a", 5, walk(9)[5])])
     wait_until(lambda: feed.has_all_until(10**9))
-    frame = known(tmp_path).set_index(["unique_id", "ds"]).sort_index()
+    frame = known(tmp_path, "load", "setpoint").set_index(["unique_id", "ds"]).sort_index()
     assert len(frame) == 12
     np.testing.assert_allclose(frame.loc["a", "y"], walk(9)[:6])
     np.testing.assert_allclose(frame.loc["a", "load"], np.arange(6) + 0.5)

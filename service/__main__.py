@@ -79,6 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         lifespan="on",
         proxy_headers=False,
         server_header=False,
+        ws_max_size=settings.stream_message_bytes,
         timeout_graceful_shutdown=settings.shutdown_seconds,
     )
     GracefulServer(config, app.state.runtime).run()

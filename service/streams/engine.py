@@ -8,6 +8,7 @@ with the version that made its state; another version rebuilds it from the obser
 import logging
 import sqlite3
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import groupby
@@ -398,19 +399,30 @@ class Engine:
 
     def tidy(self) -> bool:
         """Do a little of what need not be done at once; return whether there is more of it."""
-        if self._journal is None:
+        if not self._is_open():
             return False
         for name in list(self._pending):
             try:
                 self._recover(self._resolve(name))
             except ProblemError:
                 continue
-        if self._snapshot is None and self._journal.nbytes > self.settings.stream_journal_bytes:
+        if (
+            self._snapshot is None
+            and self._journal is not None
+            and self._journal.nbytes > self.settings.stream_journal_bytes
+        ):
             self._begin_snapshot()
         if self._snapshot is not None:
             self._save_slice()
         self._count()
         return self._snapshot is not None
+
+    def _is_open(self) -> bool:
+        """Return whether streams are kept here; those of an earlier process are opened before anyone asks."""
+        if self._journal is None and self.path.exists():
+            with suppress(ProblemError):
+                self.open()
+        return self._journal is not None
 
     def _keep_up(self) -> None:
         """Under load nothing is idle: save rows between groups when the journal is twice what it may be."""

@@ -135,9 +135,11 @@ def check_message(message: Message, model: LoadedModel, timeline: Timeline, now:
     """Refuse the observations that can belong to no stream of this model, each alone."""
     checked = Checked(Rows(), [], list(message.refusals))
     stamps: dict[str, int | RefusedSeriesError] = {}
-    latest = _latest(now, model.calendar)
+    latest = _latest(now)
     for place, one in zip(message.row, message.observations, strict=True):
         try:
+            if "\0" in one.unique_id:
+                raise RefusedSeriesError("unique_id", "a name has no NUL: no database could keep it")
             if one.ds not in stamps:
                 stamps[one.ds] = _stamp_or_error(one.ds, timeline, latest)
             stamp = stamps[one.ds]
@@ -159,9 +161,8 @@ def check_message(message: Message, model: LoadedModel, timeline: Timeline, now:
     return checked
 
 
-def _latest(now: datetime, calendar: Calendar) -> int:
+def _latest(now: datetime) -> int:
     """Return the last moment an observation may be of: a typo must not send a stream into the future."""
-    del calendar
     return _microseconds((now + TOLERANCE).astimezone(UTC).replace(tzinfo=None))
 
 

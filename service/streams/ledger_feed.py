@@ -102,13 +102,9 @@ class LedgerFeed:
             return False
         batch = self._next_batch()
         try:
-            append(ledger, batch)
+            _append_all(ledger, batch)
         except LedgerUnavailableError:
             return False
-        except HindcastError as error:
-            log.error("the ledger refuses observations of dataset %s: %s", batch[0].dataset, error)
-        except Exception:
-            log.exception("observations of dataset %s cannot be brought to the ledger", batch[0].dataset)
         with self._changed:
             for one in batch:
                 self._queue.popleft()
@@ -131,6 +127,26 @@ class LedgerFeed:
                     break
                 batch.append(one)
         return batch
+
+
+def _append_all(ledger: Ledger, batch: list[_Waiting]) -> None:
+    """Append a batch; where the ledger refuses it, each message alone."""
+    try:
+        append(ledger, batch)
+    except LedgerUnavailableError:
+        raise
+    except Exception as error:
+        if len(batch) > 1:
+            for one in batch:
+                _append_all(ledger, [one])
+        else:
+            expected = isinstance(error, HindcastError)
+            log.error(
+                "the ledger refuses observations of dataset %s: %s",
+                batch[0].dataset,
+                error,
+                exc_info=None if expected else error,
+            )
 
 
 def append(ledger: Ledger, batch: list[_Waiting]) -> None:

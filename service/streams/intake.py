@@ -3,6 +3,7 @@
 B observations, P past columns, F future columns, S statics, T steps: the observed one and the horizon.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -29,6 +30,9 @@ IntArray = NDArray[np.int64]
 EPOCH = datetime(1970, 1, 1)
 TOLERANCE = timedelta(days=1)
 """How far ahead of this service's clock an observation may be: clocks differ, and so do dates around the world."""
+
+UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
+"""What no name of the ledger has."""
 
 MOST_CUTOFFS = 10_000
 """Most cutoffs whose steps ahead are remembered."""
@@ -138,8 +142,8 @@ def check_message(message: Message, model: LoadedModel, timeline: Timeline, now:
     latest = _latest(now)
     for place, one in zip(message.row, message.observations, strict=True):
         try:
-            if "\0" in one.unique_id:
-                raise RefusedSeriesError("unique_id", "a name has no NUL: no database could keep it")
+            if UNPRINTABLE.search(one.unique_id):
+                raise RefusedSeriesError("unique_id", "a name has no control characters")
             if one.ds not in stamps:
                 stamps[one.ds] = _stamp_or_error(one.ds, timeline, latest)
             stamp = stamps[one.ds]

@@ -85,18 +85,27 @@ def test_what_cannot_be_taken_in_is_refused_alone_and_by_name(bench: Bench) -> N
             {"unique_id": "b", "ds": "2199-01-01T00:00:00Z", "y": 1.0},
             {"unique_id": "b", "ds": hour(21), "y": "1.0"},
             row("b", 20, 1.0, past={"load": 1.0}),
+            row("b\0", 20, 1.0),
         ]
     )
     assert [one["unique_id"] for one in answer["forecasts"]] == ["a"]
-    assert [one["row"] for one in answer["refusals"]] == [1, 2, 3, 4, 5, 6]
+    assert [one["row"] for one in answer["refusals"]] == [1, 2, 3, 4, 5, 6, 7]
     reasons = [one["reason"] for one in answer["refusals"]]
     for expected, reason in zip(
-        ["4 steps or more before", "grid of h", "no timestamp", "lies in the future", "valid number", "'load'"],
+        [
+            "4 steps or more before",
+            "grid of h",
+            "no timestamp",
+            "lies in the future",
+            "valid number",
+            "'load'",
+            "control characters",
+        ],
         reasons,
         strict=True,
     ):
         assert expected in reason
-    assert all(one["unique_id"] == "b" for one in answer["refusals"])
+    assert all(one["unique_id"].startswith("b") for one in answer["refusals"])
 
 
 def test_a_gap_that_is_too_long_begins_afresh_and_is_said(bench: Bench) -> None:
@@ -106,7 +115,11 @@ def test_a_gap_that_is_too_long_begins_afresh_and_is_said(bench: Bench) -> None:
     assert "begins again after a gap of more than 20 steps" in restarted["reason"]
 
 
-def test_what_was_acknowledged_is_there_after_a_crash(open_bench: OpenBench) -> None:
+@pytest.mark.parametrize("replayed", [3, 20_000])
+def test_what_was_acknowledged_is_there_after_a_crash(
+    open_bench: OpenBench, replayed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.streams.engine.REPLAYED", replayed)
     crashed, calm = open_bench("crashed"), open_bench("calm")
     feed(crashed)
     crashed.send([row("a", 18, 7.0)])

@@ -60,7 +60,7 @@ def load_artifact(directory: Path, device: str = "cpu") -> Forecaster:
         ArtifactError: a file is missing or damaged, the format is newer than this version, the weights do
             not fit the spec, or the golden input does not give the golden output.
     """
-    spec = _read_spec(directory)
+    spec = load_spec(directory)
     forecaster = Forecaster(spec, _read_network(directory, spec), device)
     _check_golden(directory, forecaster)
     return forecaster
@@ -96,7 +96,12 @@ def _read_json(directory: Path, name: str) -> dict[str, Any]:
     return content
 
 
-def _read_spec(directory: Path) -> ForecasterSpec:
+def load_spec(directory: Path) -> ForecasterSpec:
+    """Read what a forecaster is, without its weights.
+
+    Raises:
+        ArtifactError: it is missing or damaged, or its format is newer than this version.
+    """
     content = _read_json(directory, SPEC)
     version = content.get("format_version")
     if not isinstance(version, int) or isinstance(version, bool):

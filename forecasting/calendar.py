@@ -24,6 +24,7 @@ SESSIONS_FROM, SESSIONS_TO = "1970-01-01", "2049-12-31"
 _EXAMPLES = "use a pandas alias such as 15min, h, D, W, MS, or an exchange calendar such as XNYS"
 _TIMESTAMPS = "give dates, or text in ISO 8601 such as 2024-03-31 or 2024-03-31T02:00+01:00"
 _DAY = pd.Timedelta(days=1)
+_DAY_MICROSECONDS = 86_400_000_000
 
 
 class Calendar(Protocol):
@@ -384,3 +385,15 @@ def format_timestamp(ds: pd.Timestamp, calendar: Calendar) -> str:
     if calendar.dated and ds == ds.normalize():
         return ds.strftime("%Y-%m-%d")
     return ds.isoformat() + ("" if calendar.dated else "Z")
+
+
+def format_timestamps(ds: NDArray[np.datetime64], calendar: Calendar) -> list[str]:
+    """Write many microsecond timestamps as `format_timestamp` writes each."""
+    unit, suffix = "s", "" if calendar.dated else "Z"
+    numbers = ds.astype(np.int64)
+    if calendar.dated and not (numbers % _DAY_MICROSECONDS).any():
+        unit = "D"
+    elif (numbers % 1_000_000).any() or (calendar.dated and not (numbers % _DAY_MICROSECONDS).all()):
+        return [format_timestamp(stamp, calendar) for stamp in pd.DatetimeIndex(ds)]
+    texts: list[str] = np.datetime_as_string(ds, unit=unit).tolist()
+    return [text + suffix for text in texts] if suffix else texts

@@ -38,14 +38,31 @@ class Covariates:
     static: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """By name, one value a history."""
 
-    def rows(self, chosen: slice) -> "Covariates":
+    def rows(self, chosen: slice | IntArray) -> "Covariates":
         """Return some of the histories' covariates."""
+        places = range(len(self.cutoff_B))[chosen] if isinstance(chosen, slice) else chosen
         return Covariates(
             self.cutoff_B[chosen],
             None if self.past_BLP is None else self.past_BLP[chosen],
             None if self.future_BTF is None else self.future_BTF[chosen],
-            {name: values[chosen] for name, values in self.static.items()},
+            {name: [values[place] for place in places] for name, values in self.static.items()},
         )
+
+    @classmethod
+    def join(cls, parts: Sequence["Covariates"]) -> "Covariates":
+        """Put histories together that are told the same columns."""
+        first = parts[0]
+        return cls(
+            pd.DatetimeIndex(np.concatenate([part.cutoff_B.to_numpy() for part in parts])),
+            _concatenate([part.past_BLP for part in parts]),
+            _concatenate([part.future_BTF for part in parts]),
+            {name: [label for part in parts for label in part.static[name]] for name in first.static},
+        )
+
+
+def _concatenate(parts: Sequence[FloatArray | None]) -> FloatArray | None:
+    known = [part for part in parts if part is not None]
+    return np.concatenate(known) if known else None
 
 
 def encode_static(names: Sequence[str], static: StaticSpec) -> IntArray:

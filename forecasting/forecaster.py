@@ -6,8 +6,8 @@ B batch, L input_size, H horizon, Q quantiles.
 """
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property
-from typing import Any
+from functools import cached_property, lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -68,22 +68,31 @@ class Forecaster:
             raise InputError(f"histories of shape {y_BL.shape}; this model needs (series, {self.input_size})")
         x_BL = apply_transform(y_BL[:, -self.input_size :], self.spec.transform)
         mask_BL = np.isfinite(x_BL)
-        if not mask_BL.any(axis=1).all():
+        if not mask_BL.all() and not mask_BL.any(axis=1).all():
             row = int(mask_BL.any(axis=1).argmin())
             raise InputError(f"history {row} has no usable value in its last {self.input_size} steps")
         self._require_covariates(len(y_BL), covariates)
-        batches = [slice(i, i + BATCH) for i in range(0, len(x_BL), BATCH)]
-        quantiles = [
-            self._forward(x_BL[rows], mask_BL[rows], None if covariates is None else covariates.rows(rows))
-            for rows in batches
-        ]
-        return self.to_observed(np.concatenate(quantiles or [self._empty()]))
+        return self.to_observed(self._forward_in_batches(x_BL, mask_BL, covariates))
 
     def to_observed(self, x_BHQ: FloatArray) -> FloatArray:
         """Return quantiles on the modelling scale in observed units, NaN over a series where any is not finite."""
         y_BHQ = invert_transform(x_BHQ, self.spec.transform)
-        y_BHQ[~np.isfinite(y_BHQ).all(axis=(1, 2))] = np.nan
+        if not np.isfinite(y_BHQ).all():
+            y_BHQ[~np.isfinite(y_BHQ).all(axis=(1, 2))] = np.nan
         return y_BHQ
+
+    def _forward_in_batches(
+        self, x_BL: FloatArray, mask_BL: NDArray[np.bool_], covariates: Covariates | None
+    ) -> FloatArray:
+        if len(x_BL) <= BATCH:
+            return self._forward(x_BL, mask_BL, covariates) if len(x_BL) else self._empty()
+        batches = [slice(i, i + BATCH) for i in range(0, len(x_BL), BATCH)]
+        return np.concatenate(
+            [
+                self._forward(x_BL[rows], mask_BL[rows], None if covariates is None else covariates.rows(rows))
+                for rows in batches
+            ]
+        )
 
     def _require_covariates(self, n_series: int, covariates: Covariates | None) -> None:
         if not self.spec.takes_covariates:
@@ -96,14 +105,16 @@ class Forecaster:
     def _forward(self, x_BL: FloatArray, mask_BL: NDArray[np.bool_], covariates: Covariates | None) -> FloatArray:
         # Networks follow shifts of their input exactly, so the level is taken off here in double precision:
         # single precision then carries the movement, whatever the level.
-        last_B = x_BL.shape[1] - 1 - mask_BL[:, ::-1].argmax(axis=1)
-        level_B1 = np.take_along_axis(x_BL, last_B[:, None], axis=1)
+        whole = bool(mask_BL.all())
+        level_B1 = x_BL[:, -1:] if whole else _last_observed(x_BL, mask_BL)
         # What does not fit becomes infinite, and so a forecast that is none: no warning is needed.
         with np.errstate(over="ignore", invalid="ignore"):
-            centred_BL = np.where(mask_BL, x_BL - level_B1, 0.0).astype(np.float32)
-        inputs = Inputs(self.tensor(centred_BL), self.tensor(mask_BL), *self._known(covariates))
-        quantiles_BHQ = self.network(inputs)
-        return np.asarray(quantiles_BHQ.cpu().numpy(), dtype=np.float64) + level_B1[:, :, None]
+            centred_BL = x_BL - level_B1 if whole else np.where(mask_BL, x_BL - level_B1, 0.0)
+            narrow_BL = centred_BL.astype(np.float32)
+        inputs = Inputs(self.tensor(narrow_BL), self.tensor(mask_BL), *self._known(covariates), whole)
+        quantiles_BHQ: FloatArray = self.network(inputs).cpu().numpy().astype(np.float64)
+        quantiles_BHQ += level_B1[:, :, None]
+        return quantiles_BHQ
 
     def _known(self, covariates: Covariates | None) -> tuple[CovariateTensors | None, Tensor | None]:
         """Return covariates as the network takes them, and where in its cycle each history ends."""
@@ -139,6 +150,11 @@ class Forecaster:
         return np.empty((0, self.spec.horizon, len(self.spec.quantiles)))
 
 
+def _last_observed(x_BL: FloatArray, mask_BL: NDArray[np.bool_]) -> FloatArray:
+    last_B = x_BL.shape[1] - 1 - mask_BL[:, ::-1].argmax(axis=1)
+    return np.take_along_axis(x_BL, last_B[:, None], axis=1)
+
+
 def mean_weights(quantiles: Sequence[float]) -> FloatArray:
     """Return the weights with which quantiles sum to the mean of the distribution they describe.
 
@@ -170,6 +186,28 @@ def format_level(level: float) -> str:
     return f"{level:g}"
 
 
+class Summary(NamedTuple):
+    """The columns of a forecast, and what each takes of every quantile; C columns."""
+
+    names: tuple[str, ...]
+    weights_CQ: FloatArray
+
+
+@lru_cache(maxsize=1024)
+def summary_of(quantiles: tuple[float, ...], level: tuple[float, ...]) -> Summary:
+    """Return how columns are made of quantiles: `mean`, then `lo-80` and `hi-80` for every level.
+
+    Raises:
+        InputError: a level reaches beyond the trained quantiles.
+    """
+    names, weights = ["mean"], [mean_weights(quantiles)]
+    for lv in level:
+        for side, probability in zip(("lo", "hi"), interval_bounds(quantiles, lv), strict=True):
+            names.append(f"{side}-{format_level(lv)}")
+            weights.append(interpolate_quantile(np.eye(len(quantiles)), quantiles, probability))
+    return Summary(tuple(names), np.stack(weights))
+
+
 def summarise(
     quantiles_BHQ: FloatArray, quantiles: Sequence[float], level: Sequence[float]
 ) -> Mapping[str, FloatArray]:
@@ -180,11 +218,9 @@ def summarise(
     Raises:
         InputError: a level reaches beyond the trained quantiles.
     """
-    columns = {"mean": quantiles_BHQ @ mean_weights(quantiles)}
-    for lv in level:
-        for side, probability in zip(("lo", "hi"), interval_bounds(quantiles, lv), strict=True):
-            columns[f"{side}-{format_level(lv)}"] = interpolate_quantile(quantiles_BHQ, quantiles, probability)
-    return columns
+    names, weights_CQ = summary_of(tuple(quantiles), tuple(level))
+    columns_BHC = quantiles_BHQ @ weights_CQ.T
+    return {name: columns_BHC[..., c] for c, name in enumerate(names)}
 
 
 def interpolate_quantile(quantiles_BHQ: FloatArray, quantiles: Sequence[float], probability: float) -> FloatArray:

@@ -180,17 +180,26 @@ def load_version(registry: Registry, version: ModelVersion, device: str = "cpu")
     Raises:
         ArtifactError: the artefact is not the one that was published, or cannot be loaded.
     """
-    if version.digest is None:
-        raise ArtifactError(f"version {version.version} was published without a digest")
     with tempfile.TemporaryDirectory(prefix="hindcast-") as private:
         artifact = registry.fetch(version, Path(private))
-        digest = artifact_digest(artifact)
-        if digest != version.digest:
-            raise ArtifactError(
-                f"version {version.version} is not what was published: "
-                f"it has digest {digest[:12]}; {version.digest[:12]} was published"
-            )
-        return load_artifact(artifact, device)
+        return load_fetched(artifact, version, device)
+
+
+def load_fetched(artifact: Path, version: ModelVersion, device: str = "cpu") -> Forecaster:
+    """Load the artefact of a version from where it lies, if it is what was published.
+
+    Raises:
+        ArtifactError: the artefact is not the one that was published, or cannot be loaded.
+    """
+    if version.digest is None:
+        raise ArtifactError(f"version {version.version} was published without a digest")
+    digest = artifact_digest(artifact)
+    if digest != version.digest:
+        raise ArtifactError(
+            f"version {version.version} is not what was published: "
+            f"it has digest {digest[:12]}; {version.digest[:12]} was published"
+        )
+    return load_artifact(artifact, device)
 
 
 def check_model_name(model: str) -> None:

@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from numpy.typing import NDArray
 from sqlalchemy.engine import Connection
 
+from ledger.database import lift_limit
 from ledger.schema import observations, series
 
 FloatArray = NDArray[np.float64]
@@ -26,6 +27,12 @@ CHUNK = 100_000
 """Rows turned into tuples at a time."""
 
 _STAGED = sa.table("staged", sa.column("series_id"), sa.column("ds"), sa.column("value"))
+
+
+def allow_time(connection: Connection, n_values: int) -> None:
+    """Lift the limit of statements for a transaction that writes more than a lot of values, or waits to do so."""
+    if n_values > CHUNK:
+        lift_limit(connection)
 
 
 class Stage(Protocol):

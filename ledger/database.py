@@ -1,7 +1,7 @@
 """Ledger: one database of observations, forecasts and what became of them; SQLite or PostgreSQL."""
 
 import fcntl
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,23 @@ from alembic.config import Config
 from alembic.util import CommandError
 from sqlalchemy.engine import Connection, Engine
 
-from forecasting.errors import LedgerError, LedgerUnavailableError
+from forecasting.errors import InputError, LedgerError, LedgerUnavailableError
+from ledger.rules import is_storable, make_storable
 
 BUSY_SECONDS = 30.0
 """Seconds a writer waits for another one before it gives up (SQLite)."""
-CONNECT_SECONDS = 5
+STATEMENT_SECONDS = 600
+"""Seconds a statement may take, waiting for locks too (PostgreSQL); `options` in the URL may say otherwise."""
+GIVEN_UP = {
+    "connect_timeout": 5,
+    "keepalives_idle": 30,
+    "keepalives_interval": 10,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 30_000,
+}
+"""When a PostgreSQL that is away or hangs is given up, as libpq has it; the URL may say otherwise.
+
+Seconds, and milliseconds for the last, which is of what was sent and not acknowledged."""
 SCHEMA = "ledger"
 """Where the tables are in PostgreSQL: MLflow, which may share the database, has tables of the same names."""
 MIGRATION_LOCK = 7_431_980
@@ -47,6 +59,30 @@ def open_database(url: str) -> Engine:
 
 
 def _create_engine(url: str) -> Engine:
+    engine = _engine_of(url)
+    sa.event.listen(engine, "before_cursor_execute", _refuse_unstorable)
+    return engine
+
+
+def _refuse_unstorable(
+    connection: Connection,
+    cursor: Any,  # noqa: ANN401  (whatever the driver hands out)
+    statement: str,
+    parameters: Any,  # noqa: ANN401  (one row or many, by name or by place)
+    context: Any,  # noqa: ANN401
+    executemany: bool,
+) -> None:
+    """Refuse texts that cannot be kept, also as something to look for: SQLite takes what PostgreSQL does not."""
+    del connection, cursor, statement, context
+    for row in parameters if executemany else [parameters]:
+        for value in row.values() if isinstance(row, Mapping) else row:
+            if isinstance(value, str) and not is_storable(value):
+                shown = make_storable(value)[:80]
+                raise InputError(f"{shown!r} has a NUL or half a character in it; nothing here has")
+
+
+def _engine_of(url: str) -> Engine:
+    """Make an engine whose errors do not quote what was written: they end up in logs."""
     try:
         parsed = sa.make_url(url)
     except sa.exc.ArgumentError as error:
@@ -54,7 +90,8 @@ def _create_engine(url: str) -> Engine:
     if parsed.get_backend_name() == "sqlite":
         if parsed.database and parsed.database != ":memory:":
             Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
-        engine = sa.create_engine(parsed, connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False})
+        connect_args = {"timeout": BUSY_SECONDS, "check_same_thread": False}
+        engine = sa.create_engine(parsed, hide_parameters=True, connect_args=connect_args)
         sa.event.listen(engine, "connect", _prepare_sqlite)
         sa.event.listen(engine, "begin", _begin_sqlite)
         return engine
@@ -62,9 +99,18 @@ def _create_engine(url: str) -> Engine:
         return sa.create_engine(
             parsed.set(drivername="postgresql+psycopg"),
             pool_pre_ping=True,
-            connect_args={"connect_timeout": CONNECT_SECONDS, "options": f"-csearch_path={SCHEMA}"},
+            hide_parameters=True,
+            connect_args=_options_of(parsed),
         )
     raise LedgerError(f"a ledger is kept in SQLite or PostgreSQL, not in {parsed.get_backend_name()!r}")
+
+
+def _options_of(url: sa.URL) -> dict[str, Any]:
+    """Return what PostgreSQL is told beside the URL, which is in the right where it says something itself."""
+    limit = f"-cstatement_timeout={STATEMENT_SECONDS}s"
+    options = [limit, *url.normalized_query.get("options", ()), f"-csearch_path={SCHEMA}"]
+    own = {name: value for name, value in GIVEN_UP.items() if name not in url.query}
+    return {**own, "options": " ".join(options)}
 
 
 def _prepare_sqlite(connection: Any, record: Any) -> None:  # noqa: ANN401  (whatever the driver hands out)
@@ -110,6 +156,12 @@ def reading(engine: Engine) -> Iterator[Connection]:
         yield connection
 
 
+def lift_limit(connection: Connection) -> None:
+    """Let the statements of this transaction take what time they need: it depends on how much there is."""
+    if connection.dialect.name == "postgresql":
+        connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
+
+
 @contextmanager
 def alone(engine: Engine, name: str) -> Iterator[bool]:
     """Yield whether nobody else is doing what `name` says; nobody else is told so until the block ends.
@@ -138,9 +190,12 @@ def alone(engine: Engine, name: str) -> Iterator[bool]:
 @contextmanager
 def answering(engine: Engine) -> Iterator[None]:
     """Turn the driver's errors of connection into the ledger's own; no address or password is in the message."""
+    # Rows in bulk go to the driver directly, and its errors come as they are.
+    driver = engine.dialect.loaded_dbapi
+    away = (sa.exc.OperationalError, sa.exc.InterfaceError, driver.OperationalError, driver.InterfaceError)
     try:
         yield
-    except (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.TimeoutError) as error:
+    except (*away, sa.exc.TimeoutError) as error:
         kind = engine.dialect.name
         raise LedgerUnavailableError(
             f"the ledger's {kind} database does not answer: {_first_line(error)}"
@@ -156,6 +211,7 @@ def _migrate(engine: Engine) -> None:
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
     with writing(engine) as connection:
+        lift_limit(connection)
         if engine.dialect.name == "postgresql":
             # Two processes that start at once would both create the tables.
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(MIGRATION_LOCK)))

@@ -23,7 +23,8 @@ from forecasting.transforms import Transform
 from ledger.bulk import FEW
 from ledger.database import reading, writing
 from ledger.moments import to_microseconds, to_moment
-from ledger.schema import forecasts
+from ledger.rules import check_name
+from ledger.schema import FALLBACK, forecasts
 
 FloatArray = NDArray[np.float64]
 StampArray = NDArray[np.datetime64]
@@ -97,14 +98,20 @@ class ForecastStore:
         self._engine = engine
 
     def append(self, issued: Sequence[IssuedForecast]) -> int:
-        """Keep forecasts, all or none; those kept already are left as they are. Return how many are new."""
+        """Keep forecasts, all or none; those kept already are left as they are. Return how many are new.
+
+        Raises:
+            InputError: a name cannot be kept; the message says of which forecast.
+            LedgerUnavailableError: the database does not answer; nothing was kept.
+        """
         if not issued:
             return 0
+        rows = [_to_row(forecast) for forecast in issued]
         dialect = postgresql if self._engine.dialect.name == "postgresql" else sqlite
         insert = dialect.insert(forecasts).on_conflict_do_nothing(index_elements=["forecast_id", "position"])
         with writing(self._engine) as connection:
             before = _count(connection, issued)
-            connection.execute(insert, [_to_row(forecast) for forecast in issued])
+            connection.execute(insert, rows)
             return _count(connection, issued) - before
 
     def append_once(self, issued: Sequence[IssuedForecast]) -> int:
@@ -147,7 +154,7 @@ class ForecastStore:
             forecasts.c.model == model,
             forecasts.c.role == "champion",
             forecasts.c.version != version,
-            forecasts.c.status != "fallback",
+            forecasts.c.status != FALLBACK,
             forecasts.c.issued_at >= to_microseconds(since),
             forecasts.c.id > after,
             ~made,
@@ -242,6 +249,7 @@ def _count(connection: sa.engine.Connection, issued: Sequence[IssuedForecast]) -
 
 
 def _to_row(one: IssuedForecast) -> dict[str, Any]:
+    whose = f"forecast {one.forecast_id!r}, number {one.position + 1}:"
     return {
         "forecast_id": one.forecast_id,
         "position": one.position,
@@ -251,7 +259,7 @@ def _to_row(one: IssuedForecast) -> dict[str, Any]:
         "model": one.model,
         "version": one.version,
         "role": one.role,
-        "unique_id": one.unique_id,
+        "unique_id": check_name(one.unique_id, f"{whose} unique_id"),
         "cutoff": _stamp(one.cutoff),
         "ends": _stamp(one.ds_H[-1]),
         "horizon": one.horizon,
@@ -263,7 +271,7 @@ def _to_row(one: IssuedForecast) -> dict[str, Any]:
         "issued": one.values_HQ.astype("<f8").tobytes(),
         "adjustment": None if one.adjustment_HQ is None else one.adjustment_HQ.astype("<f8").tobytes(),
         "inputs": _pack_inputs(one.inputs),
-        "target": one.target,
+        "target": check_name(one.target, f"{whose} the column"),
         "freq": one.freq,
         "season_length": one.season_length,
         "transform": one.transform,

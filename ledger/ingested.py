@@ -11,6 +11,7 @@ import pandas as pd
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
+from ledger import bulk
 from ledger.database import reading, writing
 from ledger.moments import to_microseconds, to_moment
 from ledger.observations import Appended, ObservationStore, lock_dataset
@@ -64,6 +65,7 @@ class IngestedStore:
             LedgerUnavailableError: the database does not answer; nothing was kept.
         """
         with writing(self._engine) as connection:
+            bulk.allow_time(connection, rows.size)
             # Whoever takes in the same file at the same time waits here, and then finds it.
             lock_dataset(connection, dataset, exclusive=True)
             known = _find_file(connection, dataset, file.checksum)

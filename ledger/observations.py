@@ -9,6 +9,7 @@ R rows.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -26,10 +27,14 @@ from ledger.moments import (
     to_microseconds,
     to_moment,
 )
+from ledger.rules import LONGEST_NAME, check_name, is_storable
 from ledger.schema import datasets, labels, observations, series
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
+
+Version = Literal["latest", "first"]
+"""Which of a step's values: the one known last, or the one known first."""
 
 TARGET = "y"
 """The column that holds the value of a series; every other column is a covariate."""
@@ -110,7 +115,7 @@ class ObservationStore:
             given: which rows say something of a column, missing or not; default all of them.
 
         Raises:
-            InputError: a column is absent, or holds no numbers.
+            InputError: a column is absent or holds no numbers, or a name cannot be kept.
             LedgerUnavailableError: the database does not answer; nothing was kept.
         """
         with writing(self._engine) as connection:
@@ -129,6 +134,7 @@ class ObservationStore:
         values = _columns_of(rows, static)
         told = given or {}
         parts = [_part(rows[told[name]] if name in told else rows, name) for name in values]
+        bulk.allow_time(connection, rows.size)
         lock_dataset(connection, dataset, exclusive=True)
         known_at = self._next_moment(connection, dataset)
         ids = _number_series(connection, dataset, parts)
@@ -151,7 +157,7 @@ class ObservationStore:
         as_of: datetime | None = None,
         start: np.datetime64 | None = None,
         end: np.datetime64 | None = None,
-        version: str = "latest",
+        version: Version = "latest",
     ) -> Readings:
         """Return a column exactly as it was known at a moment.
 
@@ -173,17 +179,14 @@ class ObservationStore:
             id_R, ds_R, _, value_R = bulk.fetch(connection, wanted)
             last = _last_moment(connection, dataset)
         keep_R = _of_each_step(id_R, ds_R, version)
-        ordered = sorted(known.items(), key=lambda item: item[1])
-        rank = {series_id: position for position, (series_id, _) in enumerate(ordered)}
-        present, inverse = np.unique(id_R[keep_R], return_inverse=True)
-        order = np.argsort([rank[int(i)] for i in present], kind="stable")
-        place = np.empty(len(present), dtype=np.int64)
-        place[order] = np.arange(len(present))
-        series_R = place[inverse] if len(present) else np.empty(0, dtype=np.int64)
+        present, number_R = np.unique(id_R[keep_R], return_inverse=True)
+        names = [known[number] for number in present.tolist()]
+        place = {name: position for position, name in enumerate(sorted(names))}
+        series_R = np.array([place[name] for name in names], dtype=np.int64)[number_R]
         by_name = np.argsort(series_R, kind="stable")
         moments = [m for m in (last, limit) if m is not None]
         return Readings(
-            unique_ids=tuple(known[int(present[i])] for i in order),
+            unique_ids=tuple(place),
             series_R=series_R[by_name],
             ds_R=microseconds_to_stamps(ds_R[keep_R][by_name]),
             value_R=value_R[keep_R][by_name],
@@ -200,8 +203,12 @@ class ObservationStore:
         as_of: datetime | None = None,
         start: np.datetime64 | None = None,
     ) -> pd.DataFrame:
-        """Return a long frame of several columns and names, as known at a moment; rows by series and time."""
-        as_of = as_of or self._clock()
+        """Return a long frame of several columns and names, as known at a moment; rows by series and time.
+
+        The default moment is the last at which anything became known, whatever the clock says: all columns are
+        read as of that one.
+        """
+        as_of = as_of or self.last_known_at(dataset) or self._clock()
         frame: pd.DataFrame | None = None
         for name in columns:
             readings = self.read(dataset, column=name, unique_ids=unique_ids, as_of=as_of, start=start)
@@ -366,6 +373,7 @@ def _columns_of(rows: pd.DataFrame, static: Sequence[str]) -> list[str]:
     if not values:
         raise InputError("observations need a column of values, such as 'y'")
     for name in values:
+        check_name(name, "the column")
         if not pd.api.types.is_numeric_dtype(rows[name]):
             raise InputError(f"column {name!r} holds {rows[name].dtype} values, not numbers")
     return values
@@ -376,10 +384,18 @@ def _part(rows: pd.DataFrame, column: str) -> _Part:
     ds = rows["ds"].to_numpy().astype("datetime64[us]")
     if len(rows) and ((codes < 0).any() or np.isnat(ds).any()):
         raise InputError("every observation needs a unique_id and a ds")
+    named = tuple(map(str, names))
+    _check_names(named, codes)
     value_R = rows[column].to_numpy(dtype=np.float64, na_value=np.nan)
     # Infinity is no observation; it would not be the same in both databases either.
     value_R = np.where(np.isfinite(value_R), value_R, np.nan)
-    return _Part(column, tuple(map(str, names)), codes.astype(np.int64), stamps_to_microseconds(ds), value_R)
+    return _Part(column, named, codes.astype(np.int64), stamps_to_microseconds(ds), value_R)
+
+
+def _check_names(names: Sequence[str], code_R: IntArray) -> None:
+    for code, name in enumerate(names):
+        if len(name) > LONGEST_NAME or not is_storable(name):
+            check_name(name, f"row {int(np.argmax(code_R == code)) + 1}: unique_id")
 
 
 def _number_series(connection: Connection, dataset: str, parts: Sequence[_Part]) -> dict[tuple[str, str], int]:
@@ -420,7 +436,7 @@ def _append_labels(
     for name in static:
         last = rows[rows[name].notna()].drop_duplicates("unique_id", keep="last")
         for unique_id, label in zip(last["unique_id"], last[name], strict=True):
-            told[str(unique_id), name] = str(label)
+            told[str(unique_id), name] = check_name(str(label), f"series {unique_id!r}: {name}")
     changed = [key for key, label in told.items() if known.get(key, "") != label]
     if changed:
         connection.execute(
@@ -484,7 +500,7 @@ def _select(
         yield query
 
 
-def _of_each_step(id_R: IntArray, ds_R: IntArray, version: str) -> NDArray[np.bool_]:
+def _of_each_step(id_R: IntArray, ds_R: IntArray, version: Version) -> NDArray[np.bool_]:
     """Mark the first or the last row of each series and timestamp; rows are sorted by both."""
     if not len(id_R):
         return np.empty(0, dtype=bool)

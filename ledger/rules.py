@@ -41,6 +41,7 @@ _ISO = (
 _OFFSET = r"(:\d{2}(?:\.\d+)?)(?:Z|[+-]\d{2}(?::?\d{2})?)$"
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 _HALF = re.compile(r"[\ud800-\udfff]")
+_UNSTORABLE = re.compile(r"[\x00\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,33 @@ class Checked:
         return int((~self.good_R).sum())
 
 
+def is_storable(text: str) -> bool:
+    """Return whether a text can be kept: PostgreSQL keeps no NUL, and half a character has no bytes anywhere."""
+    return not _UNSTORABLE.search(text)
+
+
+def make_storable(text: str) -> str:
+    """Return a text with a question mark in place of what cannot be kept."""
+    return _UNSTORABLE.sub("?", text)
+
+
+def check_name(name: str, whose: str) -> str:
+    """Return a name that can be kept.
+
+    Args:
+        name: of a series, of a column, or of what a series is.
+        whose: what it names and where, for the message.
+
+    Raises:
+        InputError: it is too long, or has a character that no database keeps.
+    """
+    if len(name) > LONGEST_NAME:
+        raise InputError(f"{whose} is a text of {len(name)} characters; at most {LONGEST_NAME}")
+    if not is_storable(name):
+        raise InputError(f"{whose} {_shown(name)!r} has a NUL or half a character in it, which nothing can keep")
+    return name
+
+
 def check_dataset(dataset: str) -> str:
     """Return a dataset's name.
 
@@ -96,18 +124,29 @@ def build_rows(
     A key that is not there says nothing; one that is there and null says that there is no value.
 
     Raises:
-        InputError: there are more columns than can be.
+        InputError: there are more columns than can be, or one has a name that nothing can keep.
     """
     columns: dict[str, None] = dict.fromkeys(("unique_id", "ds", *static))
-    for row in rows:
+    for number, row in enumerate(rows, start=1):
         columns.update(dict.fromkeys(row))
+        for name in row:
+            if not is_storable(name):
+                raise InputError(f"row {number}: no column can be named {name[:40]!r}")
         if len(columns) > MOST_COLUMNS:
             raise InputError(f"more than {MOST_COLUMNS} columns; at most {MOST_COLUMNS}")
     if len(rows) * len(columns) > MOST_CELLS:
         raise InputError(f"{len(rows)} rows of {len(columns)} columns; at most {MOST_CELLS} values")
-    frame = pd.DataFrame({name: pd.Series([row.get(name) for row in rows]) for name in columns})
+    frame = pd.DataFrame({name: _column_of([row.get(name) for row in rows]) for name in columns})
     values = [name for name in columns if name not in ("unique_id", "ds", *static)]
     return frame, {name: np.array([name in row for row in rows], dtype=bool) for name in values}
+
+
+def _column_of(values: list[Any]) -> pd.Series:
+    try:
+        return pd.Series(values)
+    except UnicodeEncodeError:
+        # Texts with half a character among them: the row is refused later, and not all rows here.
+        return pd.Series(values, dtype=object)
 
 
 def check_rows(

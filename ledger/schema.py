@@ -17,8 +17,28 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    TypeDecorator,
     UniqueConstraint,
 )
+from sqlalchemy.engine import Dialect
+
+from ledger.rules import make_storable
+
+
+class Prose(TypeDecorator[str]):
+    """Text for people, which may quote anything: what cannot be kept of it is replaced."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        """Return the text as it is kept."""
+        del dialect
+        return None if value is None else make_storable(value)
+
+
+FALLBACK = "fallback"
+"""The status of a forecast that the seasonal naive made in a model's place: kept, and no score of the model's."""
 
 metadata = MetaData(
     naming_convention={
@@ -111,7 +131,7 @@ forecasts = Table(
     Column("ends", BigInteger, nullable=False),
     Column("horizon", Integer, nullable=False),
     Column("status", String(16), nullable=False),
-    Column("reason", Text, nullable=True),
+    Column("reason", Prose, nullable=True),
     Column("data_digest", String(64), nullable=False),
     Column("ds", LargeBinary, nullable=False),
     Column("quantiles", LargeBinary, nullable=False),
@@ -192,7 +212,7 @@ runs = Table(
     Column("key", String(128), primary_key=True),
     Column("job", String(64), nullable=False),
     Column("trigger", String(16), nullable=False),
-    Column("cause", Text, nullable=False),
+    Column("cause", Prose, nullable=False),
     Column("state", String(16), nullable=False),
     Column("requested_at", BigInteger, nullable=False),
     Column("started_at", BigInteger, nullable=True),
@@ -204,8 +224,8 @@ runs = Table(
     Column("config_digest", String(64), nullable=True),
     Column("version", String(32), nullable=True),
     Column("decision", String(32), nullable=True),
-    Column("reason", Text, nullable=True),
-    Column("error", Text, nullable=True),
+    Column("reason", Prose, nullable=True),
+    Column("error", Prose, nullable=True),
     Index(None, "job", "requested_at"),
     Index(None, "state"),
 )
@@ -232,7 +252,7 @@ decisions = Table(
     Column("action", String(16), nullable=False),
     Column("by", String(128), nullable=False),
     Column("kind", String(16), nullable=False),
-    Column("reason", Text, nullable=False),
+    Column("reason", Prose, nullable=False),
     Column("numbers", Text, nullable=False),
     UniqueConstraint("key"),
     Index(None, "model", "id"),

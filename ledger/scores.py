@@ -27,7 +27,7 @@ from ledger.adjustments import Key, read_states, write_states
 from ledger.database import reading, writing
 from ledger.forecasts import IssuedForecast
 from ledger.moments import Clock, stamps_to_microseconds, to_microseconds
-from ledger.schema import adjustments, datasets, forecasts, observations, score_moments, scores, series
+from ledger.schema import FALLBACK, adjustments, datasets, forecasts, observations, score_moments, scores, series
 from ledger.totals import AGAINST, GROUPS, Against
 
 FloatArray = NDArray[np.float64]
@@ -176,6 +176,8 @@ class ScoreStore:
     ) -> list[dict[str, Any]]:
         """Return how right forecasts were, one mapping a group, ordered by the group.
 
+        What the seasonal naive answered in a model's place is no merit of the model: it does not count.
+
         Args:
             model: default all.
             version: default all.
@@ -220,9 +222,10 @@ class ScoreStore:
         """Return one row a cutoff, in time order, over all series and steps of the forecasts still held.
 
         Columns: `cutoff`, `ends` (the last step's timestamp), `n`, `mae`, `naive` (the seasonal naive's mean
-        absolute error), `rival` (the mean absolute error where that is known), `crps`, `coverage_80` and so on.
+        absolute error), `rival` (the mean absolute error where that is known), `crps`, `coverage_80` and so on;
+        NaN where no forecast has quantiles that far out.
         """
-        conditions = [forecasts.c.model == model, forecasts.c.version == version]
+        conditions = [forecasts.c.model == model, forecasts.c.version == version, forecasts.c.status != FALLBACK]
         if role is not None:
             conditions.append(forecasts.c.role == role)
         if since is not None:
@@ -235,7 +238,7 @@ class ScoreStore:
             "naive": sa.func.avg(scores.c.naive_error),
             "rival": sa.func.avg(rival),
             "crps": sa.func.avg(scores.c.crps),
-            **{f"coverage_{format_level(lv)}": sa.func.avg(_inside(lv) * 1.0) for lv in level},
+            **{f"coverage_{format_level(lv)}": sa.func.avg(_covered(lv)) for lv in level},
         }
         query = (
             sa.select(
@@ -526,6 +529,12 @@ def _inside(level: float) -> sa.ColumnElement[int]:
     return sa.case(((scores.c.pit >= low) & (scores.c.pit <= high), 1), else_=0)
 
 
+def _covered(level: float) -> sa.ColumnElement[float]:
+    """Return 1 where the actual lies within the level, else 0; NULL where the forecast has no quantiles for it."""
+    measured = forecasts.c.tail <= 0.5 - level / 200 + SAME
+    return sa.case((measured, _inside(level) * 1.0))
+
+
 def _sum_scores(
     connection: Connection,
     chosen: Mapping[str, str],
@@ -535,7 +544,7 @@ def _sum_scores(
     level: Sequence[float],
 ) -> dict[tuple[Any, ...], totals.Sums]:
     """Return the sums of the scores still held, by group."""
-    where = [forecasts.c[name] == value for name, value in chosen.items()]
+    where = [forecasts.c.status != FALLBACK, *(forecasts.c[name] == value for name, value in chosen.items())]
     if since is not None:
         where.append(forecasts.c.cutoff >= since)
     groups = [scores.c.step if name == "step" else forecasts.c[name] for name in by]
@@ -590,6 +599,7 @@ def _losses(
         )
         .join(scores, scores.c.forecast == forecasts.c.id)
         .where(forecasts.c.model == model, forecasts.c.version == version, *conditions)
+        .where(forecasts.c.status != FALLBACK)
         .where(scores.c.against == AGAINST[against])
         .group_by(forecasts.c.id)
         .having(sa.func.count() == forecasts.c.horizon)

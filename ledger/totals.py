@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from sqlalchemy.engine import Connection
 
 from forecasting.forecaster import format_level
-from ledger.schema import forecasts, score_totals, scores
+from ledger.schema import FALLBACK, forecasts, score_totals, scores
 
 FloatArray = NDArray[np.float64]
 
@@ -125,7 +125,7 @@ def _read_scores(connection: Connection, numbers: Sequence[int]) -> pd.DataFrame
     query = (
         sa.select(*told, *own)
         .join(forecasts, forecasts.c.id == scores.c.forecast)
-        .where(scores.c.forecast.in_(list(numbers)))
+        .where(scores.c.forecast.in_(list(numbers)), forecasts.c.status != FALLBACK)
     )
     frame = pd.DataFrame(connection.execute(query).all(), columns=[c.name for c in (*told, *own)])
     cutoff = frame.pop("cutoff").to_numpy(dtype=np.int64).astype("datetime64[us]")

@@ -163,6 +163,10 @@ class _Message:
     qos: int
 
 
+_Said = tuple[_Message, list[dict[str, Any]]]
+"""A message and its rows."""
+
+
 class Bridge:
     """Carries messages from one broker to one dataset."""
 
@@ -323,30 +327,40 @@ class Bridge:
                     self._client.ack(message.mid, message.qos)
 
     def _keep(self, batch: Sequence[_Message]) -> None:
-        rows: list[dict[str, Any]] = []
-        sender: list[_Message] = []
+        said: list[_Said] = []
         bad: list[tuple[_Message, str]] = []
         for message in batch:
             try:
-                said = read_message(self.config, message.topic, message.payload, message.arrived)
+                said.append((message, read_message(self.config, message.topic, message.payload, message.arrived)))
             except InputError as error:
                 bad.append((message, str(error)))
-                continue
-            rows.extend(said)
-            sender.extend([message] * len(said))
-        kept = 0
-        if rows:
-            frame, given = build_rows(rows)
-            checked = check_rows(frame, most=len(rows))
-            bad.extend((sender[refusal.row], str(refusal)) for refusal in checked.refusals)
-            kept = len(checked.rows)
-            told = {name: given_R[checked.good_R] for name, given_R in given.items()}
-            if kept:
-                self._ledger.observations.append(self.config.dataset, checked.rows, given=told)
+        kept = self._append(said, bad)
         if bad:
             self._put_aside(bad)
         self.kept += kept
         self.refused += len(bad)
+
+    def _append(self, said: Sequence[_Said], bad: list[tuple[_Message, str]]) -> int:
+        """Append what messages say, and add to `bad` those of which something cannot be kept, and why.
+
+        Columns are asked of all rows together; where they cannot be kept, each message is asked by itself.
+        """
+        sender = [message for message, rows in said for _ in rows]
+        if not sender:
+            return 0
+        try:
+            frame, given = build_rows([row for _, rows in said for row in rows])
+            checked = check_rows(frame, most=len(sender))
+        except InputError as error:
+            if len(said) > 1:
+                return sum(self._append([one], bad) for one in said)
+            bad.append((sender[0], str(error)))
+            return 0
+        bad.extend((sender[refusal.row], str(refusal)) for refusal in checked.refusals)
+        told = {name: given_R[checked.good_R] for name, given_R in given.items()}
+        if len(checked.rows):
+            self._ledger.observations.append(self.config.dataset, checked.rows, given=told)
+        return len(checked.rows)
 
     def _put_aside(self, bad: Sequence[tuple[_Message, str]]) -> None:
         """Write down what could not be kept, and why, so that nothing is lost by acknowledging it."""
@@ -396,6 +410,8 @@ def _read_row(config: BridgeConfig, said: Mapping[str, str], content: Any) -> di
         row = {"y": content}
     else:
         raise InputError("the payload is neither a number nor an object")
+    if row.keys() <= {"unique_id", "ds"}:
+        raise InputError("the payload has no value")
     if "column" in said and "y" in row:
         row[said["column"]] = row.pop("y")
     if "unique_id" in said:

@@ -498,9 +498,29 @@ def serve_command(
 
     Example: `hindcast serve --port 8080`
     """
-    from pipelines.commands import models
+    from pipelines.commands import serving
 
-    models.serve(read_settings(), host, port)
+    serving.serve(read_settings(), host, port)
+
+
+@app.command(
+    "keys",
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "allow_interspersed_args": False},
+)
+def keys_command(
+    context: typer.Context,
+    action: Annotated[
+        str, typer.Argument(metavar="create|list|revoke", help="`create --help` tells its options.")
+    ],
+) -> None:
+    """Create, list and revoke the API keys of the service.
+
+    Examples: `hindcast keys create dashboard --scopes forecast,read --expires 90d`, `hindcast keys list`,
+    `hindcast keys revoke 4f0c2a9d81be`
+    """
+    from pipelines.commands import serving
+
+    serving.manage_keys([action, *context.args])
 
 
 @app.command("demo")

@@ -1,7 +1,7 @@
 """Ingest: from a job's source into the ledger; bad rows are left out and told."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pandas as pd
@@ -19,6 +19,7 @@ from training.sources import Feed
 from training.sources.base import SourceContext
 from training.sources.ledger import LedgerSource
 from training.sources.sql import SqlSource
+from training.sources.wall_clock import split_unread
 
 
 @dataclass
@@ -69,18 +70,27 @@ def ingest_job(job: JobConfig, base_dir: Path, cache_dir: Path, ledger: Ledger, 
 
     def check(rows: pd.DataFrame) -> Checked:
         require_columns(job, rows, columns)
-        return check_rows(rows[["unique_id", "ds", *columns]], static=static, dated=dated)
+        ds, unread = split_unread(rows["ds"])
+        checked = check_rows(rows[["unique_id", "ds", *columns]].assign(ds=ds), static=static, dated=dated)
+        return replace(checked, refusals=tuple(_with_reason(one, unread) for one in checked.refusals))
 
     done = Ingested(dataset)
     if isinstance(source, SqlSource) and source.watermark is not None:
         pull(ledger, source, dataset, check, done.take, static)
     else:
-        context = SourceContext(base_dir, cache_dir, reporter.say, job.covariates.static)
+        context = SourceContext(base_dir, cache_dir, reporter.say, job.covariates.static, row_by_row=True)
         checked = check(source.load(context))
         done.take(checked, ledger.observations.append(dataset, checked.rows, static=static))
     if done.rows and done.refused == done.rows:
         raise InputError(f"{done.dataset}: none of {done.rows:,} rows can be kept; the first, {done.refusals[0]}")
     return done
+
+
+def _with_reason(refusal: Refusal, unread: Mapping[int, str]) -> Refusal:
+    """Return a refusal with the reason why the row's timestamp could not be read, where that is what is wrong."""
+    if refusal.column != "ds" or refusal.row not in unread:
+        return refusal
+    return replace(refusal, reason=f"cannot be read: {unread[refusal.row]}")
 
 
 def feed_of(job: JobConfig) -> tuple[Feed, str]:

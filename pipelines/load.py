@@ -9,8 +9,6 @@ import pandas as pd
 
 from forecasting.errors import JobError, PanelError, SourceError
 from forecasting.panel import Columns, Panel, build_panel, save_panel
-from ledger.ledger import open_ledger
-from ledger.observations import ObservationStore
 from pipelines.run import Run
 from training.backtest import plan_split
 from training.job import JobConfig
@@ -55,19 +53,15 @@ class _LedgerReader:
         start: np.datetime64 | None,
         as_of: datetime | None,
     ) -> pd.DataFrame:
-        ledger = open_ledger(self._run.settings.ledger)
-        try:
-            moment = as_of or self._run.as_of or self._moment_of_the_run(ledger.observations, dataset)
-            return ledger.observations.frame(dataset, columns, static=static, start=start, as_of=moment)
-        finally:
-            ledger.close()
+        moment = as_of or self._run.as_of or self._moment_of_the_run(dataset)
+        return self._run.ledger.observations.frame(dataset, columns, static=static, start=start, as_of=moment)
 
-    def _moment_of_the_run(self, observations: ObservationStore, dataset: str) -> datetime | None:
+    def _moment_of_the_run(self, dataset: str) -> datetime | None:
         """Return the last moment something became known: what comes later has a later one, whatever the clocks."""
         kept = self._run.folder / "as_of"
         if kept.exists():
             return datetime.fromisoformat(kept.read_text())
-        moment = observations.last_known_at(dataset)
+        moment = self._run.ledger.observations.last_known_at(dataset)
         if moment is not None:
             _write_whole(kept, moment.isoformat())
         return moment

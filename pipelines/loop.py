@@ -44,11 +44,12 @@ State = tuple[datetime | None, str]
 
 @dataclass(frozen=True)
 class Loop:
-    """What the loop works with, and what it has seen."""
+    """What the loop works with, and when it took each job's turn last."""
 
     settings: PipelineSettings
     ledger: Ledger
-    _seen: dict[str, State] = field(default_factory=dict)
+    turned_at: dict[str, State] = field(default_factory=dict)
+    """What each job's last turn depended on: while that is the same, another turn would come to the same."""
 
     @cached_property
     def registry(self) -> Registry:
@@ -110,13 +111,13 @@ def take_turn(loop: Loop, job: JobConfig) -> Turn:
     if champion is None:
         return Turn(job.name)
     state = (loop.ledger.observations.last_known_at(dataset_of(job)), champion.version)
-    if loop._seen.get(job.name) == state and resolve_or_none(loop.registry, job.name, SHADOW) is None:
+    if loop.turned_at.get(job.name) == state and resolve_or_none(loop.registry, job.name, SHADOW) is None:
         return Turn(job.name)
     issued = issue(loop.ledger, loop.registry, job.name)
     court = Court(loop.registry, loop.ledger.decisions, loop.ledger.scores, note_in(loop.settings.tracking, job))
     decision = judge_shadow(court, job)
     asked = _ask(loop, job)
-    loop._seen[job.name] = state
+    loop.turned_at[job.name] = state
     return Turn(job.name, issued, decision, asked)
 
 

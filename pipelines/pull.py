@@ -36,7 +36,7 @@ def pull(ledger: Ledger, source: SqlSource, dataset: str, check: Check, take: Ta
     """
     name = name_of(source)
     mark = read_mark(ledger.ingested, source, dataset)
-    with closing(source.read_from(mark)) as lots:
+    with closing(source.read_from(mark, row_by_row=True)) as lots:
         for rows, reached in lots:
             mark = _advance(mark, reached, ledger.clock())
             checked = check(rows)

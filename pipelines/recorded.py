@@ -14,8 +14,9 @@ from forecasting.errors import HindcastError, LedgerError, ModelNotFoundError
 from ledger.runs import EndState, RunRecord, RunStore
 from pipelines.load import load_data
 from pipelines.promotion import VERDICTS
-from pipelines.retrain import Outcome, StepRunner, retrain_loaded, run_now
+from pipelines.retrain import Outcome, retrain_loaded
 from pipelines.run import Run
+from pipelines.steps import StepRunner, run_now
 
 log = logging.getLogger("hindcast")
 

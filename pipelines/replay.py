@@ -10,9 +10,11 @@ import torch
 from numpy.typing import NDArray
 
 from forecasting.errors import InputError
+from forecasting.fallback import forecast_naive
 from forecasting.registry import Registry, load_version
 from ledger.forecasts import IssuedForecast, restore_covariates
 from ledger.ledger import Ledger
+from ledger.schema import FALLBACK
 
 FloatArray = NDArray[np.float64]
 
@@ -55,6 +57,18 @@ def replay(
 
 
 def _replay_batch(batch: list[IssuedForecast], registry: Registry, threads: int, device: str) -> list[Replayed]:
+    by_network = [one for one in batch if one.status != FALLBACK]
+    computed = iter(_replay_network(by_network, registry, threads, device) if by_network else ())
+    return [_replay_naive(one) if one.status == FALLBACK else next(computed) for one in batch]
+
+
+def _replay_naive(one: IssuedForecast) -> Replayed:
+    """Compute again what the seasonal naive answered in the network's place."""
+    said = forecast_naive(one.inputs.y_L, one.season_length, one.horizon, one.quantiles, one.transform)
+    return _compare(one, said.values_HQ)
+
+
+def _replay_network(batch: list[IssuedForecast], registry: Registry, threads: int, device: str) -> list[Replayed]:
     version = registry.version(batch[0].model, batch[0].version)
     forecaster = load_version(registry, version, device)
     y_BL = np.stack([one.inputs.y_L for one in batch])

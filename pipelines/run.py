@@ -133,8 +133,11 @@ class Run:
         return self if reporter is self.reporter else replace(self, reporter=reporter)
 
     def discard(self) -> None:
-        """Delete the run's folder."""
+        """Delete the run's folder, and close the ledger where it was opened."""
         shutil.rmtree(self.folder, ignore_errors=True)
+        opened: Ledger | None = vars(self).pop("ledger", None)
+        if opened is not None:
+            opened.close()
 
 
 def _categories(names: Sequence[str], observed_N: NDArray[np.bool_]) -> tuple[str, ...]:

@@ -92,7 +92,7 @@ def score_batch(ledger: Ledger, issued: Sequence[IssuedForecast], actuals: Actua
 def _score(
     issued: Sequence[IssuedForecast], kind: _Kind, actual_BH: FloatArray, naive_BH: FloatArray, against: int
 ) -> StepScores:
-    quantiles_BHQ = apply_transform(np.stack([one.values_HQ for one in issued]), kind.transform)
+    quantiles_BHQ = apply_transform(np.stack([_finite(one.values_HQ) for one in issued]), kind.transform)
     y_BH = apply_transform(actual_BH, kind.transform)
     error_BH = y_BH - quantiles_BHQ @ mean_weights(kind.quantiles)
     crps_BH = metrics.crps_each(y_BH, quantiles_BHQ, kind.quantiles)
@@ -208,15 +208,16 @@ def _learn(
     learned_BH = np.stack([state.cutoff_H[: kind.horizon] for state in before])
     newer_BH = np.isnat(learned_BH) | (cutoff_B[:, None] > learned_BH)
     actual_BH = np.where(newer_BH, first_BH[rows, : kind.horizon], np.nan)
+    raw_BHQ = np.stack([_raw(issued[b]) for b in rows])
     stretch_BHQ = learn(
         np.stack([state.stretch_HQ[: kind.horizon] for state in before]),
-        np.stack([_raw(issued[b]) for b in rows]),
+        raw_BHQ,
         actual_BH,
         kind.quantiles,
         kind.transform,
         rate=rate_of(_ahead(np.stack([issued[b].ds_H for b in rows]), cutoff_B, learned_BH)),
     )
-    taught_BH = np.isfinite(actual_BH)
+    taught_BH = np.isfinite(actual_BH) & np.isfinite(raw_BHQ).all(axis=2)
     states = {}
     for i, b in enumerate(rows):
         if taught_BH[i].any():
@@ -252,7 +253,13 @@ def _state_of(one: IssuedForecast, known: Mapping[Key, Adjustment]) -> Adjustmen
 
 
 def _raw(one: IssuedForecast) -> FloatArray:
-    return one.values_HQ if one.adjustment_HQ is None else one.values_HQ - one.adjustment_HQ
+    values_HQ = _finite(one.values_HQ)
+    return values_HQ if one.adjustment_HQ is None else values_HQ - one.adjustment_HQ
+
+
+def _finite(values_HQ: FloatArray) -> FloatArray:
+    """Return quantiles, NaN throughout a step of which one is no number: that step has no score."""
+    return np.where(np.isfinite(values_HQ).all(axis=1, keepdims=True), values_HQ, np.nan)
 
 
 def _key_of(one: IssuedForecast) -> Key:

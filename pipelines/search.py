@@ -19,9 +19,10 @@ import pandas as pd
 from optuna.trial import FrozenTrial, TrialState
 
 from forecasting.errors import HindcastError, JobError, TrainingError
+from pipelines.comparison import backtest_of
+from pipelines.fitting import fit_forecaster
 from pipelines.load import load_data
 from pipelines.report import Reporter
-from pipelines.retrain import backtest_of, fit_forecaster
 from pipelines.run import Run
 from training.backtest import validation_cutoffs
 from training.job import Candidate, Choice, SearchConfig

@@ -97,18 +97,20 @@ def check_coverage(frame: pd.DataFrame, job: JobConfig, config: TriggersConfig) 
         job: the levels and the horizon.
         config: the level of the test, and how many cutoffs it takes.
     """
-    if len(frame) < config.cutoffs / 3:
-        return None
-    lags = overlapping(pd.DatetimeIndex(frame["cutoff"]), job)
     for level in job.level:
-        covered_K1 = frame[[f"coverage_{format_level(level)}"]].to_numpy()
+        column = f"coverage_{format_level(level)}"
+        known = frame.dropna(subset=[column])
+        if len(known) < config.cutoffs / 3:
+            continue
+        lags = overlapping(pd.DatetimeIndex(known["cutoff"]), job)
+        covered_K1 = known[[column]].to_numpy()
         promised_K1 = np.full_like(covered_K1, level / 100)
         below = compare_losses(covered_K1, promised_K1, lags).p_value
         above = compare_losses(promised_K1, covered_K1, lags).p_value
         if min(below, above) <= config.alpha / (2 * len(job.level)):
             return Trigger(
                 "coverage",
-                f"the live coverage of {level:g} % is {100 * covered_K1.mean():.1f} % on {len(frame)} cutoffs "
+                f"the live coverage of {level:g} % is {100 * covered_K1.mean():.1f} % on {len(known)} cutoffs "
                 f"(p={2 * min(below, above):.2g})",
             )
     return None

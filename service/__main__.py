@@ -1,4 +1,4 @@
-"""`python -m service`: one process, answering until SIGTERM or Ctrl-C.
+"""`python -m service`: one process or several, answering until SIGTERM or Ctrl-C.
 
 Every flag is also an environment variable: `--registry-uri` is HINDCAST_REGISTRY_URI.
 """
@@ -9,19 +9,22 @@ import signal
 import socket
 import sys
 from collections.abc import Sequence
+from functools import partial
 from types import FrameType
 
 import uvicorn
+from fastapi import FastAPI
 from pydantic import ValidationError
 
 from service.app import create_app
+from service.connections import bound_by
+from service.logs import configure_logging
+from service.redaction import redact_logs
 from service.runtime import Runtime
 from service.settings import ServiceSettings
+from service.workers import BAD_SETTINGS, bind, is_worker, leave_with_supervisor, supervise
 
 log = logging.getLogger("hindcast.service")
-
-BAD_SETTINGS = 2
-"""Exit code when the settings are refused."""
 
 
 class GracefulServer(uvicorn.Server):
@@ -39,6 +42,8 @@ class GracefulServer(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Remember the loop, in which the drain is timed."""
         self._loop = asyncio.get_running_loop()
+        if is_worker():
+            leave_with_supervisor(partial(self.handle_exit, signal.SIGTERM, None))
         await super().startup(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002  (uvicorn's signature)
@@ -62,15 +67,27 @@ class GracefulServer(uvicorn.Server):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serve until told to stop, and return the exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        settings = read_settings(sys.argv[1:] if arguments is None else arguments)
+        settings = read_settings(arguments)
+        if settings.workers > 1 and not is_worker():
+            configure_logging(settings.log_level, settings.log_format)
+            return supervise(settings, arguments)
         app = create_app(settings)
     except ValidationError as error:
         return _refuse([f"{_name_of(e['loc'])}{e['msg'].removeprefix('Value error, ')}" for e in error.errors()])
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         return _refuse([str(error)])
-    _configure_logging(settings.log_level)
-    config = uvicorn.Config(
+    configure_logging(settings.log_level, settings.log_format)
+    redact_logs()
+    sockets = [bind(settings.host, settings.port)] if is_worker() else None
+    GracefulServer(build_config(app, settings), app.state.runtime).run(sockets)
+    return 0
+
+
+def build_config(app: FastAPI, settings: ServiceSettings) -> uvicorn.Config:
+    """Say how uvicorn serves: what a client may cost, and that no header says who it is."""
+    return uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port,
@@ -79,11 +96,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         lifespan="on",
         proxy_headers=False,
         server_header=False,
+        http=bound_by(settings),
+        timeout_keep_alive=settings.keep_alive_seconds,
         ws_max_size=settings.stream_message_bytes,
         timeout_graceful_shutdown=settings.shutdown_seconds,
     )
-    GracefulServer(config, app.state.runtime).run()
-    return 0
 
 
 def read_settings(arguments: Sequence[str]) -> ServiceSettings:
@@ -109,12 +126,6 @@ def _refuse(reasons: Sequence[str]) -> int:
     for reason in reasons:
         print(f"hindcast cannot start: {reason}", file=sys.stderr)  # noqa: T201  (before there is a log)
     return BAD_SETTINGS
-
-
-def _configure_logging(level: str) -> None:
-    logging.basicConfig(
-        level=level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr
-    )
 
 
 if __name__ == "__main__":

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from forecasting.calendar import Calendar, parse_freq, timestamps_after
 from forecasting.covariates import Covariates
 from forecasting.errors import InputError
-from ledger.forecasts import IssuedForecast, inputs_of
+from ledger.forecasts import ForecastInputs, IssuedForecast, inputs_of
+from service.fallback import StandIn
 from service.histories import Prepared
 from service.schemas import SeriesForecast
 
@@ -47,7 +48,15 @@ class Answered:
     @property
     def nbytes(self) -> int:
         """Return about how much memory this holds."""
-        return sum(array.nbytes for array in self.arrays if array is not None) + BYTES_EACH * len(self.y_BL)
+        histories = sum(one.history_T.nbytes for _, one in self.stand_ins)
+        arrays = sum(array.nbytes for array in self.arrays if array is not None)
+        return arrays + histories + BYTES_EACH * len(self.y_BL)
+
+    @property
+    def stand_ins(self) -> list[tuple[int, StandIn]]:
+        """Return what the seasonal naive answered, and the place of each among the forecasts."""
+        windows = enumerate(self.prepared.windows)
+        return [(b, window.stand_in) for b, window in windows if window.stand_in is not None]
 
     @property
     def arrays(self) -> list[FloatArray | None]:
@@ -74,13 +83,16 @@ def pack(answered: Answered) -> bytes:
         "h": prepared.h,
         "unique_ids": [window.unique_id for window in prepared.windows],
         "cutoffs": [window.last.isoformat() for window in prepared.windows],
+        "stand_ins": {b: [len(one.history_T), one.gap] for b, one in answered.stand_ins},
         "statuses": [forecast.status for forecast in answered.forecasts],
         "reasons": [forecast.reason for forecast in answered.forecasts],
         "static": None if told is None else {name: list(labels) for name, labels in told.static.items()},
         "shapes": [None if array is None else array.shape for array in answered.arrays],
     }
-    arrays = [np.ascontiguousarray(array, dtype="<f8").tobytes() for array in answered.arrays if array is not None]
-    return b"".join([json.dumps(head).encode(), b"\n", *arrays])
+    arrays = [array for array in answered.arrays if array is not None]
+    arrays += [one.history_T for _, one in answered.stand_ins]
+    body = [np.ascontiguousarray(array, dtype="<f8").tobytes() for array in arrays]
+    return b"".join([json.dumps(head).encode(), b"\n", *body])
 
 
 def unpack(record: bytes) -> Iterator[IssuedForecast]:
@@ -91,7 +103,10 @@ def unpack(record: bytes) -> Iterator[IssuedForecast]:
     """
     line, _, body = record.partition(b"\n")
     head = json.loads(line)
-    y_BL, past_BLP, future_BTF, issued_BHQ, adjustment_BHQ = _split(body, head["shapes"])
+    stand_ins = head.get("stand_ins", {})
+    lengths = [[length] for length, _ in stand_ins.values()]
+    (y_BL, past_BLP, future_BTF, issued_BHQ, adjustment_BHQ), histories = _split(body, head["shapes"], lengths)
+    seen = dict(zip(map(int, stand_ins), histories, strict=True))
     if y_BL is None or issued_BHQ is None:
         raise ValueError("an answer without histories or forecasts")
     cutoff_B = pd.DatetimeIndex(np.array(head["cutoffs"], dtype="datetime64[us]"))
@@ -100,6 +115,9 @@ def unpack(record: bytes) -> Iterator[IssuedForecast]:
     ahead = {last: _steps_ahead(calendar, last, issued_BHQ.shape[1], head["h"]) for last in cutoff_B.unique()}
     for b, inputs in enumerate(inputs_of(y_BL, told)):
         ds_H = ahead[cutoff_B[b]]
+        if b in seen:
+            inputs = ForecastInputs(seen[b])
+            ds_H = _steps_over_a_gap(calendar, cutoff_B[b], stand_ins[str(b)][1], issued_BHQ.shape[1], head["h"])
         yield IssuedForecast(
             **{name: head[name] for name in _SHARED},
             batch_id=head["forecast_id"],
@@ -121,15 +139,19 @@ def unpack(record: bytes) -> Iterator[IssuedForecast]:
 _SHARED = ("forecast_id", "dataset", "target", "model", "version", "freq", "season_length", "transform")
 
 
-def _split(body: bytes, shapes: Sequence[Any]) -> list[FloatArray | None]:
+def _split(
+    body: bytes, shapes: Sequence[Any], lengths: Sequence[Any]
+) -> tuple[list[FloatArray | None], list[FloatArray]]:
+    """Return the arrays of a record, and behind them what the seasonal naive was shown."""
     arrays: list[FloatArray | None] = []
     offset = 0
-    for shape in shapes:
+    for shape in [*shapes, *lengths]:
         count = 0 if shape is None else int(np.prod(shape))
         values = np.frombuffer(body, dtype="<f8", count=count, offset=offset) if shape is not None else None
         arrays.append(None if values is None else values.reshape(shape))
         offset += 8 * count
-    return arrays
+    told = len(shapes)
+    return arrays[:told], [array for array in arrays[told:] if array is not None]
 
 
 def _steps_ahead(calendar: Calendar, cutoff: pd.Timestamp, horizon: int, h: int) -> StampArray:
@@ -139,3 +161,7 @@ def _steps_ahead(calendar: Calendar, cutoff: pd.Timestamp, horizon: int, h: int)
     except (InputError, OverflowError, ValueError):
         ds = timestamps_after(calendar, cutoff, h)
     return ds.to_numpy().astype("datetime64[us]")
+
+
+def _steps_over_a_gap(calendar: Calendar, cutoff: pd.Timestamp, gap: int, horizon: int, h: int) -> StampArray:
+    return _steps_ahead(calendar, cutoff, gap + horizon, gap + h)[gap:]

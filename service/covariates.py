@@ -5,6 +5,7 @@ B series, L input_size, H horizon, T = L + H, V values sent, P past columns, F f
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -110,8 +111,9 @@ def _lay_out(
     """Set a column to the values at its steps; those beyond the values of `y` follow the latest of these."""
     value_V = np.array(values, dtype=np.float64)
     if isinstance(slots, range):
-        inside_V = value_V[-slots.start :][: len(column)]
-        column[: len(inside_V)] = inside_V
+        begin = max(slots.start, 0)  # later than the window's where the series is short
+        inside_V = value_V[begin - slots.start :][: len(column) - begin]
+        column[begin : begin + len(inside_V)] = inside_V
         return
     beyond = np.arange(1, len(value_V) - len(slots) + 1)
     slot_V = np.concatenate([slots, slots.max() + beyond])
@@ -145,6 +147,16 @@ def _shortfalls(told: Told, model: LoadedModel, h: int) -> Iterator[str]:
             yield f"static {static.name!r} is missing: answered as an unknown one"
         elif name not in model.known_names[static.name]:
             yield f"{what} {name!r} was not in training: answered as an unknown one"
+
+
+def name_cause(
+    told: Told, model: LoadedModel, shortfalls: Sequence[str]
+) -> Literal["unknown_series", "covariates"] | None:
+    """Return the shortfalls in one word: an unknown series, or covariates it goes without."""
+    names = dict(zip((static.name for static in model.spec.covariates.static), told.static, strict=True))
+    if "unique_id" in names and names["unique_id"] not in model.known_names["unique_id"]:
+        return "unknown_series"
+    return "covariates" if shortfalls else None
 
 
 def _describe_loss(lost_T: NDArray[np.bool_], h: int) -> str:

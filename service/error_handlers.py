@@ -34,6 +34,11 @@ def internal_error(request_id: str) -> Response:
 def _on_problem(request: Request, error: Exception) -> Response:
     if not isinstance(error, ProblemError):
         raise error
+    return problem_response(request, error)
+
+
+def problem_response(request: Request, error: ProblemError) -> Response:
+    """Build the answer to a request that was refused."""
     return respond(describe(error.kind, error.detail, _id_of(request), error.errors), error.headers)
 
 

@@ -4,16 +4,17 @@ B series, L input_size.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import lru_cache
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from forecasting.calendar import OFF_GRID, Calendar, format_timestamp
+from forecasting.calendar import OFF_GRID, Calendar
 from forecasting.covariates import Covariates
-from forecasting.errors import CalendarError, InputError
+from forecasting.errors import InputError
 from forecasting.forecaster import format_level, interval_bounds
 from forecasting.spec import ForecasterSpec
 from forecasting.transforms import apply_transform
@@ -24,8 +25,11 @@ from service.covariates import (
     count_numbers,
     find_shortfalls,
     lay_out_told,
+    name_cause,
     require_told,
 )
+from service.fallback import Cause, Sent, StandIn, count_steps_over, find_weakness, stand_in
+from service.grid import Grid, grid_of
 from service.model_slot import LoadedModel
 from service.problems import FieldError, RefusedSeriesError, refuse
 from service.schemas import ForecastRequest, SeriesHistory
@@ -49,6 +53,15 @@ class Window:
     reason: str | None
     told: Told | None = None
     """What the model takes besides; None for one that takes nothing."""
+    cause: Cause | None = None
+    """The reason in one word."""
+    stand_in: StandIn | None = None
+    """What is answered where the network cannot or should not."""
+
+    @property
+    def stand_in_HQ(self) -> FloatArray | None:  # noqa: N802  (tensors carry shape suffixes)
+        """Return the quantiles that stand in for the network's, over the whole horizon."""
+        return None if self.stand_in is None else self.stand_in.values_HQ
 
 
 @dataclass(frozen=True)
@@ -65,7 +78,8 @@ class Prepared:
     @property
     def y_BL(self) -> FloatArray:  # noqa: N802  (tensors carry shape suffixes)
         """Return the windows as the forecaster takes them."""
-        return np.stack([window.y_L for window in self.windows])
+        windows = self.windows
+        return windows[0].y_L[None] if len(windows) == 1 else np.stack([window.y_L for window in windows])
 
     @property
     def covariates(self) -> Covariates | None:
@@ -76,8 +90,16 @@ class Prepared:
         return build_covariates(told, self.model.spec.covariates)
 
 
-def prepare(request: ForecastRequest, model: LoadedModel, settings: ServiceSettings) -> Prepared:
+def prepare(
+    request: ForecastRequest, model: LoadedModel, settings: ServiceSettings, moment: datetime | None = None
+) -> Prepared:
     """Check a request against its model and lay its series out.
+
+    Args:
+        request: as it was sent.
+        model: who answers.
+        settings: of the service.
+        moment: when it was asked, where the end of a series is to be measured against the clock.
 
     Raises:
         ProblemError: something cannot be forecast; every series that cannot is named.
@@ -85,11 +107,12 @@ def prepare(request: ForecastRequest, model: LoadedModel, settings: ServiceSetti
     h = model.spec.horizon if request.h is None else request.h
     level = tuple(model.spec.level if request.level is None else request.level)
     errors = _check_options(request, level, model.spec, settings)
-    grid = _Grid(model.calendar)
+    asked = _Asked(min(h, model.spec.horizon), request.fallback, moment)
+    grid = grid_of(model.calendar)
     windows = []
     for i, history in enumerate(request.series):
         try:
-            windows.append(_cut_window(history, model, grid, min(h, model.spec.horizon), settings))
+            windows.append(_cut_window(history, model, grid, asked, settings))
         except RefusedSeriesError as error:
             path = f"series[{i}]{'.' if error.path else ''}{error.path}"
             errors.append(FieldError(path=path, unique_id=history.unique_id, detail=str(error)))
@@ -108,7 +131,7 @@ def _check_options(
     if len(level) > settings.max_levels:
         errors.append(FieldError(path="level", detail=f"{len(level)} levels; at most {settings.max_levels}"))
         return errors
-    errors.extend(_check_levels(level, spec))
+    errors.extend(_check_levels(tuple(level), spec.quantiles))
     each = max(spec.horizon * max(len(spec.quantiles), 1 + 2 * len(level)), count_numbers(spec))
     values = len(request.series) * each
     if values > settings.max_values:
@@ -117,24 +140,34 @@ def _check_options(
     return errors
 
 
-def _check_levels(level: Sequence[float], spec: ForecasterSpec) -> list[FieldError]:
+@lru_cache(maxsize=1024)
+def _check_levels(level: tuple[float, ...], quantiles: tuple[float, ...]) -> tuple[FieldError, ...]:
     errors = []
     names: set[str] = set()
     for i, lv in enumerate(level):
         try:
-            interval_bounds(spec.quantiles, lv)
+            interval_bounds(quantiles, lv)
         except InputError as error:
             errors.append(FieldError(path=f"level[{i}]", detail=str(error)))
         if format_level(lv) in names:
             errors.append(FieldError(path=f"level[{i}]", detail=f"level {format_level(lv)} is there twice"))
         names.add(format_level(lv))
-    return errors
+    return tuple(errors)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What is asked for of every series."""
+
+    h: int
+    fallback: bool
+    moment: datetime | None
 
 
 def _cut_window(
-    history: SeriesHistory, model: LoadedModel, grid: "_Grid", h: int, settings: ServiceSettings
+    history: SeriesHistory, model: LoadedModel, grid: Grid, asked: _Asked, settings: ServiceSettings
 ) -> Window:
-    spec = model.spec
+    spec, h = model.spec, asked.h
     if len(history.y) > settings.max_length:
         raise RefusedSeriesError(
             "y", f"series {history.unique_id!r} has {len(history.y)} values; at most {settings.max_length}"
@@ -142,18 +175,51 @@ def _cut_window(
     if history.past or history.future or history.static:
         require_told(history, spec, settings.max_length)
     y_T = np.array(history.y, dtype=np.float64)
-    if np.isnan(y_T).all():
+    # The last value is nearly always there, and then nothing has to be looked for.
+    if np.isnan(y_T[-1]) and np.isnan(y_T).all():
         raise RefusedSeriesError("y", f"series {history.unique_id!r} has no observed value: every y is null")
     y_L, cutoff, slots, ds = _lay_out(history, y_T, spec, grid, h)
     reason, told = _find_unusable(history.unique_id, y_L, spec), None
+    cause: Cause | None = None if reason is None else "values"
     if model.takes_covariates:
         told = lay_out_told(history, slots, cutoff, spec)
-        reason = "; ".join(filter(None, [reason, *find_shortfalls(told, model, h)])) or None
-    return Window(history.unique_id, y_L, cutoff, format_timestamp(cutoff, grid.calendar), ds, reason, told)
+        shortfalls = find_shortfalls(told, model, h)
+        cause = cause or name_cause(told, model, shortfalls)
+        reason = "; ".join(filter(None, [reason, *shortfalls])) or None
+    text = grid.text(cutoff)
+    window = Window(history.unique_id, y_L, cutoff, text, ds, reason, told, cause)
+    return _weigh(window, Sent(history, y_T, slots, spec.input_size), model, grid, asked, settings)
+
+
+def _weigh(
+    window: Window, sent: Sent, model: LoadedModel, grid: Grid, asked: _Asked, settings: ServiceSettings
+) -> Window:
+    """Let the seasonal naive answer where the network cannot or should not, and say why."""
+    spec = model.spec
+    over = 0 if asked.moment is None else count_steps_over(grid.calendar, window.last, asked.moment, spec)
+    gap = max(over, sent.gap if sent.gap > spec.horizon else 0)
+    weakness = find_weakness(sent, window.y_L, model, gap, settings.stuck_share)
+    if weakness is None and gap:  # too long to be bridged
+        old = f"the newest observation, {window.cutoff}, is older than the horizon of {spec.horizon} steps"
+        return _note(window, old, "stale")
+    if weakness is None:
+        return window
+    if not asked.fallback:
+        if weakness.cause == "short_history":
+            raise RefusedSeriesError("y", weakness.reason)
+        return _note(window, weakness.reason, weakness.cause)
+    found, reason = stand_in(sent, spec, weakness)
+    ds = window.ds if found.gap == 0 else grid.after(window.last, found.gap + asked.h)[found.gap :]
+    return replace(window, ds=ds, reason=reason, cause=weakness.cause, stand_in=found)
+
+
+def _note(window: Window, reason: str, cause: Cause) -> Window:
+    told = reason if window.reason is None else f"{reason}; {window.reason}"
+    return replace(window, reason=told, cause=cause)
 
 
 def _lay_out(
-    history: SeriesHistory, y_T: FloatArray, spec: ForecasterSpec, grid: "_Grid", h: int
+    history: SeriesHistory, y_T: FloatArray, spec: ForecasterSpec, grid: Grid, h: int
 ) -> tuple[FloatArray, pd.Timestamp, Slots, list[str]]:
     """Return the window, its cutoff, the slots of all values, and the timestamps ahead."""
     try:
@@ -173,20 +239,22 @@ def _lay_out(
 
 
 def _from_start(
-    history: SeriesHistory, y_T: FloatArray, input_size: int, grid: "_Grid"
+    history: SeriesHistory, y_T: FloatArray, input_size: int, grid: Grid
 ) -> tuple[FloatArray, pd.Timestamp, Slots]:
     """Return the window, its cutoff, and the slots of all values."""
     stamp = _parse_timestamp(history, "start", history.start or "")
     start = pd.Timestamp(_without_zone(stamp, grid.calendar))
-    points = int(np.flatnonzero(~np.isnan(y_T))[-1]) + 1
+    points = len(y_T) if not np.isnan(y_T[-1]) else int(np.flatnonzero(~np.isnan(y_T))[-1]) + 1
     cutoff = grid.last(start, points)
-    _require_points(history, points, input_size)
     first = points - input_size
-    return y_T[first:points], cutoff, range(-first, len(y_T) - first)
+    y_L = y_T[max(first, 0) : points]
+    if first < 0:
+        y_L = np.append(np.full(-first, np.nan), y_L)
+    return y_L, cutoff, range(-first, len(y_T) - first)
 
 
 def _from_ds(
-    history: SeriesHistory, texts: Sequence[str], y_T: FloatArray, input_size: int, grid: "_Grid"
+    history: SeriesHistory, texts: Sequence[str], y_T: FloatArray, input_size: int, grid: Grid
 ) -> tuple[FloatArray, pd.Timestamp, Slots]:
     """Return the window, its cutoff, and the slots of all values."""
     calendar = grid.calendar
@@ -200,7 +268,6 @@ def _from_ds(
         )
     _refuse_contradictions(history, texts, position_T, y_T)
     end = int(position_T[~np.isnan(y_T)].max())
-    _require_points(history, end - int(position_T.min()) + 1, input_size)
     slot_T = position_T - (end - input_size + 1)
     inside_T = (slot_T >= 0) & (slot_T < input_size) & ~np.isnan(y_T)
     y_L = np.full(input_size, np.nan)
@@ -219,14 +286,6 @@ def _refuse_contradictions(
         i = int(after[differs.argmax()])
         raise RefusedSeriesError(
             f"ds[{i}]", f"series {history.unique_id!r} has two different values at {texts[i]}"
-        )
-
-
-def _require_points(history: SeriesHistory, points: int, input_size: int) -> None:
-    if points < input_size:
-        raise RefusedSeriesError(
-            "y",
-            f"series {history.unique_id!r} has {points} points; this model needs {input_size} (input_size)",
         )
 
 
@@ -269,64 +328,3 @@ def _without_zone(stamp: datetime, calendar: Calendar) -> datetime:
     if stamp.tzinfo is None:
         return stamp
     return (stamp if calendar.dated else stamp.astimezone(UTC)).replace(tzinfo=None)
-
-
-class _Grid:
-    """A calendar that remembers: the series of one request mostly share their timestamps."""
-
-    def __init__(self, calendar: Calendar) -> None:
-        self.calendar = calendar
-        self._last: dict[tuple[pd.Timestamp, int], pd.Timestamp] = {}
-        self._after: dict[tuple[pd.Timestamp, int], list[str]] = {}
-        self._positions: dict[bytes, IntArray] = {}
-
-    def last(self, start: pd.Timestamp, periods: int) -> pd.Timestamp:
-        """Return the timestamp of the last of `periods` steps; InputError when they leave the calendar."""
-        if (start, periods) not in self._last:
-            self._last[start, periods] = _steps(self.calendar, start, periods)[-1]
-        return self._last[start, periods]
-
-    def after(self, cutoff: pd.Timestamp, h: int) -> list[str]:
-        """Return the `h` timestamps after a cutoff, as JSON carries them."""
-        if (cutoff, h) not in self._after:
-            ds = _steps(self.calendar, cutoff, h + 1)[1:]
-            self._after[cutoff, h] = [format_timestamp(stamp, self.calendar) for stamp in ds]
-        return self._after[cutoff, h]
-
-    def positions(self, ds_T: MicrosecondArray) -> IntArray:
-        """Return steps from the earliest timestamp on the grid of most of them, OFF_GRID for the others."""
-        key = ds_T.tobytes()
-        if key not in self._positions:
-            self._positions[key] = self._locate(ds_T)
-        return self._positions[key]
-
-    def _locate(self, ds_T: MicrosecondArray) -> IntArray:
-        ds = pd.DatetimeIndex(ds_T)
-        phase_T = self.calendar.phases(ds)
-        phases, counts = np.unique(phase_T[phase_T != OFF_GRID], return_counts=True)
-        if len(phases) == 0:
-            return np.full(len(ds), OFF_GRID)
-        start = ds_T[phase_T == phases[counts.argmax()]].min()
-        return self.calendar.locate(pd.Timestamp(start), ds)
-
-
-def _steps(calendar: Calendar, start: pd.Timestamp, periods: int) -> pd.DatetimeIndex:
-    try:
-        steps = calendar.range(start, periods)
-    except (OverflowError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{periods} steps of {calendar.freq} from {start} leave the calendar") from error
-    if len(steps) < periods or steps[-1].year > 9999:
-        raise InputError(f"{periods} steps of {calendar.freq} from {start} reach beyond the year 9999")
-    return steps
-
-
-def first_step(calendar: Calendar) -> pd.Timestamp:
-    """Return a step of the calendar in 2024, for what needs any."""
-    for day in pd.date_range("2024-01-01", periods=400):
-        try:
-            return calendar.range(day, 1)[0]
-        except CalendarError:
-            continue
-    raise CalendarError(f"freq {calendar.freq} has no step in 2024")

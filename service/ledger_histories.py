@@ -4,17 +4,18 @@ R rows of the series, a step each.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
 
 import numpy as np
 import pandas as pd
 
-from forecasting.calendar import Calendar, format_timestamp, parse_freq, timestamps_after
+from forecasting.calendar import format_timestamp, parse_freq, timestamps_after
 from forecasting.errors import InputError
 from ledger.ledger import Ledger
-from service.histories import Prepared, first_step
+from service.fallback import SEASONS
+from service.grid import first_step
 from service.model_slot import LoadedModel
 from service.problems import UNKNOWN_SERIES, ProblemError
 from service.schemas import ForecastRequest, SeriesHistory
@@ -34,6 +35,8 @@ class LedgerForecastRequest:
     as_of: datetime | None = None
     """The moment as of which the ledger is read; None for now."""
     record: bool = True
+    fallback: bool = True
+    """Whether the seasonal naive may answer in the model's place."""
 
 
 def read_history(
@@ -69,31 +72,9 @@ def build_request(asked: LedgerForecastRequest, history: SeriesHistory) -> Forec
         h=asked.h,
         level=None if asked.level is None else list(asked.level),
         record=asked.record and asked.as_of is None,
+        fallback=asked.fallback,
         series=[history],
     )
-
-
-def note_age(prepared: Prepared, moment: datetime) -> Prepared:
-    """Say so where even the last step of the horizon was over at the moment of asking."""
-    model = prepared.model
-    windows = []
-    for window in prepared.windows:
-        reason = window.reason
-        if _is_over(model.calendar, window.last, model.spec.horizon, moment):
-            old = (
-                f"the newest observation, {window.cutoff}, is older than the horizon of {model.spec.horizon} steps"
-            )
-            reason = old if reason is None else f"{old}; {reason}"
-        windows.append(replace(window, reason=reason))
-    return replace(prepared, windows=windows)
-
-
-def _is_over(calendar: Calendar, cutoff: pd.Timestamp, horizon: int, moment: datetime) -> bool:
-    try:
-        ahead = timestamps_after(calendar, cutoff, horizon + 1)
-    except (InputError, OverflowError, ValueError):
-        return False
-    return len(ahead) > horizon and bool(ahead[-1] <= _naive(moment))
 
 
 def _naive(moment: datetime) -> pd.Timestamp:
@@ -143,7 +124,8 @@ def _cut(rows: pd.DataFrame, model: LoadedModel) -> pd.DataFrame:
     except (InputError, OverflowError, ValueError, IndexError):
         last = cutoff
     before, after = rows.loc[:cutoff], rows.loc[rows.index > cutoff]
-    kept: pd.DataFrame = pd.concat([before.tail(model.spec.input_size), after.loc[:last]])
+    most = max(model.spec.input_size, SEASONS * model.spec.season_length)
+    kept: pd.DataFrame = pd.concat([before.tail(most), after.loc[:last]])
     return kept
 
 

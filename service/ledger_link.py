@@ -52,7 +52,8 @@ class LedgerLink:
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._pool = DaemonPool(THREADS, "ledger")
-        self._waiting = 0
+        self.waiting = 0
+        """Questions that are not answered yet."""
 
     def start(self) -> None:
         """Begin to open the ledger, in a thread of its own."""
@@ -68,7 +69,7 @@ class LedgerLink:
             return
         self._thread.join(timeout=PATIENCE)
         self._pool.stop()
-        if self.ledger is not None and not self._thread.is_alive() and not self._waiting:
+        if self.ledger is not None and not self._thread.is_alive() and not self.waiting:
             self.ledger.close()
 
     @property
@@ -91,10 +92,10 @@ class LedgerLink:
             ProblemError: there is no ledger, or it does not answer.
         """
         ledger = self._require()
-        if self._waiting >= MOST_WAITING:
-            raise _unavailable(f"{self._waiting} questions are waiting for the ledger already")
+        if self.waiting >= MOST_WAITING:
+            raise _unavailable(f"{self.waiting} questions are waiting for the ledger already")
         limit = self.settings.ledger_seconds if seconds is None else seconds
-        self._waiting += 1
+        self.waiting += 1
         future = self._pool.submit(lambda: work(ledger))
         wrapped = asyncio.wrap_future(future)
         wrapped.add_done_callback(self._note_answered)
@@ -108,7 +109,7 @@ class LedgerLink:
             raise _unavailable(next_failure(None, error).detail) from error
 
     def _note_answered(self, answered: "asyncio.Future[Any]") -> None:
-        self._waiting -= 1
+        self.waiting -= 1
         if not answered.cancelled():
             answered.exception()  # Looked at, lest asyncio complains of one that came too late.
 

@@ -1,4 +1,7 @@
-"""How a body gets in: of a kind that is taken, within its size and its time; and text and moments of a query."""
+"""How a body gets in: of a kind that is taken, within its size and its time, packed or not.
+
+And text and moments of a query.
+"""
 
 import asyncio
 from collections.abc import Sequence
@@ -6,7 +9,10 @@ from datetime import UTC, datetime
 
 from starlette.requests import Request
 
+from service.decompression import ENCODINGS, BadEncodingError, UnpackedTooLargeError, unpack
+from service.journey import end_stage
 from service.problems import (
+    BAD_ENCODING,
     BODY_TIMEOUT,
     BODY_TOO_LARGE,
     UNSUPPORTED_MEDIA_TYPE,
@@ -14,8 +20,12 @@ from service.problems import (
     ProblemError,
     refuse,
 )
+from service.rate_limit import charge_body
 from service.settings import ServiceSettings
 
+IDENTITY = "identity"
+UNPACKED_INLINE = 2048
+"""Bytes that are unpacked where they are: bombs apart, that takes less than the hop to another thread."""
 JSON = "application/json"
 FIRST_YEAR, LAST_YEAR = 1800, 2199
 """As timestamps of series have it."""
@@ -37,13 +47,33 @@ async def read_body(request: Request, settings: ServiceSettings, taken: Sequence
     Raises:
         ProblemError: it is declared as nothing that is taken, is too large or too slow.
     """
-    media_type = _check_content_type(request, taken)
+    media_type, encoding = _check_content_type(request, taken), _check_encoding(request)
+    limit = settings.max_body_bytes
     try:
         async with asyncio.timeout(settings.body_seconds):
-            return media_type, await _read_body(request, settings.max_body_bytes)
+            body = await _read_body(request, limit)
     except TimeoutError:
         detail = f"the body did not arrive within {settings.body_seconds:g} seconds"
         raise ProblemError(BODY_TIMEOUT, detail, headers={"connection": "close"}) from None
+    if encoding != IDENTITY:
+        body = await _unpack(encoding, body, limit)
+    charge_body(request.scope, len(body))
+    end_stage("read")
+    return media_type, body
+
+
+async def _unpack(encoding: str, body: bytes, limit: int) -> bytes:
+    try:
+        if len(body) <= UNPACKED_INLINE:
+            return unpack(encoding, body, limit)
+        return await asyncio.to_thread(unpack, encoding, body, limit)
+    except UnpackedTooLargeError:
+        detail = f"the body unpacks to more than {limit} bytes, the most this service takes"
+        raise ProblemError(BODY_TOO_LARGE, detail) from None
+    except BadEncodingError as error:
+        raise ProblemError(
+            BAD_ENCODING, f"the body is not what content-encoding: {encoding} says: {error}"
+        ) from None
 
 
 def _check_content_type(request: Request, taken: Sequence[str]) -> str:
@@ -52,9 +82,16 @@ def _check_content_type(request: Request, taken: Sequence[str]) -> str:
     media_type = declared.strip()
     if media_type not in taken or charset not in ("", "utf-8", "utf8"):
         raise ProblemError(UNSUPPORTED_MEDIA_TYPE, f"send content-type: {' or '.join(taken)}, in UTF-8")
-    if request.headers.get("content-encoding", "identity").lower() != "identity":
-        raise ProblemError(UNSUPPORTED_MEDIA_TYPE, "send the body without a content-encoding")
     return media_type
+
+
+def _check_encoding(request: Request) -> str:
+    encoding = ",".join(request.headers.getlist("content-encoding")).strip().lower() or IDENTITY
+    if encoding != IDENTITY and encoding not in ENCODINGS:
+        known = ", ".join(ENCODINGS)
+        detail = f"a body may be packed with one of {known}; send it so, or without a content-encoding"
+        raise ProblemError(UNSUPPORTED_MEDIA_TYPE, detail, headers={"accept-encoding": known})
+    return encoding
 
 
 async def _read_body(request: Request, limit: int) -> bytes:

@@ -3,19 +3,25 @@
 A slot holds one immutable `LoadedModel`, replaced by one assignment: a request takes the reference once and
 is answered by that model throughout. All that can block or fail (the registry, the disk, the checks) happens
 in one thread of its own, and a version that fails any check never reaches the slot.
+
+Every version that reached one is kept on disk (`service.last_good`). A service that starts while the registry does
+not answer serves that copy until it does; what the registry says, once it says something, goes before any copy.
 """
 
 import logging
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
+from pathlib import Path
 from typing import Literal
 
+from forecasting.artifact import load_spec
 from forecasting.calendar import Calendar, parse_freq
-from forecasting.errors import ArtifactError, InputError, ModelNotFoundError
+from forecasting.errors import ArtifactError, HindcastError, InputError, ModelNotFoundError
 from forecasting.forecaster import Forecaster, interval_bounds
 from forecasting.registry import (
     TAG_DATASET,
@@ -23,11 +29,12 @@ from forecasting.registry import (
     TAG_TARGET,
     ModelVersion,
     Registry,
-    load_version,
+    load_fetched,
 )
-from forecasting.spec import ForecasterSpec
+from forecasting.spec import ForecasterSpec, NaiveSpec
 from ledger.observations import TARGET
 from service.failures import next_failure
+from service.last_good import LastGood
 from service.schemas import Failure
 from service.settings import ServiceSettings
 
@@ -61,6 +68,10 @@ class LoadedModel:
     """The column of that dataset it forecasts."""
     adjusts: bool = True
     """Whether its intervals are issued with what the scores taught of them."""
+    missing: str | None = None
+    """Why its network is not there, and every answer is the seasonal naive's; None where it is."""
+    from_disk: bool = False
+    """Whether it is the copy that was kept, and the registry has not confirmed it yet."""
 
     @property
     def spec(self) -> ForecasterSpec:
@@ -82,6 +93,8 @@ class ModelSlot:
     def __init__(self, name: str) -> None:
         self.name = name
         self.current: LoadedModel | None = None
+        self.stand_in: LoadedModel | None = None
+        """What can be answered for without a network, where the newest version has none that can be loaded."""
         self.failure: Failure | None = None
         self._rejected: tuple[str, str | None] | None = None
         self._retry_at = 0.0
@@ -91,6 +104,13 @@ class ModelSlot:
         if self.failure is not None:
             return "failed" if self.current is None else "stale"
         return "loading" if self.current is None else "ok"
+
+    @property
+    def source(self) -> Literal["registry", "disk"] | None:
+        """Return where what answers came from."""
+        if self.current is None:
+            return None
+        return "disk" if self.current.from_disk else "registry"
 
     def holds(self, version: ModelVersion) -> bool:
         """Return whether this very artefact answers already."""
@@ -103,7 +123,17 @@ class ModelSlot:
 
     def swap(self, model: LoadedModel) -> None:
         """Answer with another model from now on."""
-        self.current = model
+        self.current, self.stand_in = model, None
+        self.recover()
+
+    def swap_from_disk(self, copy: LoadedModel, failure: Failure | None) -> None:
+        """Answer with the copy that was kept, and say why."""
+        self.current, self.failure = copy, self.failure or failure
+
+    def confirm(self) -> None:
+        """Note that what answers is what the registry has."""
+        if self.current is not None and self.current.from_disk:
+            self.current = replace(self.current, from_disk=False)
         self.recover()
 
     def recover(self) -> None:
@@ -137,21 +167,31 @@ class ModelSlots:
         self._slots = {name: ModelSlot(name) for name in settings.models or ()}
         self._required = frozenset(settings.models or ())
         self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._threads: list[threading.Thread] = []
+        self._last_good = LastGood(settings.home, settings.registry_uri, settings.alias)
+        self._swapping = threading.Lock()
+        self._looked = threading.Event()
         self._listed = False
+        self._names: list[str] | None = None
+        self._absent: set[str] = set()
         self._pass_began: float | None = None
 
     def start(self) -> None:
         """Begin to follow the registry, in a thread of its own."""
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._follow, name="registry", daemon=True)
-        self._thread.start()
+        self._stop, self._looked = threading.Event(), threading.Event()
+        self._threads = [
+            threading.Thread(target=work, name=name, daemon=True)
+            for name, work in (("registry", self._follow), ("last-good", self._restore_late))
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def stop(self) -> None:
         """Follow the registry no longer; a look that hangs is left behind after a while."""
         self._stop.set()
-        if self._thread is not None:
-            self._thread.join(timeout=PATIENCE)
+        self._looked.set()
+        for thread in self._threads:
+            thread.join(timeout=PATIENCE)
 
     def all(self) -> list[ModelSlot]:
         """Return every slot, by name."""
@@ -174,6 +214,8 @@ class ModelSlots:
         waiting = [self._slots[name] for name in sorted(self._required) if self._slots[name].current is None]
         if self._required:
             return [f"model {slot.name!r} is not loaded: {_reason(slot)}" for slot in waiting]
+        if any(model.from_disk for model in self.loaded()):
+            return []  # as long as the registry says nothing, the copies are all there is
         if self.registry_trouble is not None:
             return [f"the registry cannot be followed: {self.registry_trouble.detail}"]
         if not self._listed:
@@ -197,8 +239,9 @@ class ModelSlots:
             names = self._find_names(registry)
         except Exception as error:  # noqa: BLE001  (whatever a registry does, the models here go on answering)
             self._note_registry(error)
+            self._restore_all(self.registry_failure)
         else:
-            self.registry_failure = None
+            self.registry_failure, self._names = None, names
             for name in names:
                 if not self._stop.is_set():
                     self._refresh_slot(registry, name)
@@ -206,6 +249,7 @@ class ModelSlots:
             self._listed = True
         finally:
             self._pass_began = None
+            self._looked.set()
 
     def _follow(self) -> None:
         while not self._stop.is_set():
@@ -226,33 +270,108 @@ class ModelSlots:
         version: ModelVersion | None = None
         try:
             version = registry.resolve(name, self.settings.alias)
+            self._absent.discard(name)
             slot = self._slots.get(name) or ModelSlot(name)
             if slot.holds(version):
-                slot.recover()
+                with self._swapping:
+                    slot.confirm()
             elif not slot.must_wait(version):
-                slot.swap(self._load(registry, version))
-                self._announce(slot, version)
+                self._follow_to(registry, slot, version)
         except ModelNotFoundError as error:
-            # A model nobody promoted yet is no failure; one that was served, or asked for by name, is.
-            if name in self._slots:
-                self._note(self._slots[name], error, None)
-            return
+            self._note_absent(name, error)
         except Exception as error:  # noqa: BLE001  (whatever a version does, the one before it goes on answering)
             slot = self._slots.get(name) or ModelSlot(name)
             self._note(slot, error, version)
-        # Slots are replaced as a whole, so that no reader meets a dictionary that changes under it.
-        self._slots = {**self._slots, name: slot}
+            self._put(slot)
+            self._restore(name, slot.failure)
 
-    def _load(self, registry: Registry, version: ModelVersion) -> LoadedModel:
-        forecaster = load_version(registry, version, self._device)
+    def _follow_to(self, registry: Registry, slot: ModelSlot, version: ModelVersion) -> None:
+        """Load a version, answer with it, and keep it for the day on which the registry does not answer."""
+        with tempfile.TemporaryDirectory(prefix="hindcast-") as private:
+            artifact = registry.fetch(version, Path(private))
+            try:
+                model = self._load(artifact, version)
+            except ArtifactError:
+                slot.stand_in = _stand_in_for(artifact, version, self.settings.alias)
+                raise
+            with self._swapping:
+                slot.swap(model)
+            self._put(slot)
+            self._announce(slot, version)
+            self._keep(version, artifact)
+
+    def _put(self, slot: ModelSlot) -> None:
+        # Slots are replaced as a whole, so that no reader meets a dictionary that changes under it.
+        with self._swapping:
+            self._slots = {**self._slots, slot.name: slot}
+
+    def _note_absent(self, name: str, error: ModelNotFoundError) -> None:
+        """Note that the registry answers and has no such model, and take a copy of it out of its slot.
+
+        A model nobody promoted yet is no failure; one that was served, or asked for by name, is.
+        """
+        self._absent.add(name)
+        slot = self._slots.get(name)
+        if slot is None:
+            return
+        with self._swapping:
+            if slot.current is not None and slot.current.from_disk:
+                slot.current = None
+                if self.settings.models is None:
+                    self._slots = {other: kept for other, kept in self._slots.items() if other != name}
+                    return
+        self._note(slot, error, None)
+
+    def _keep(self, version: ModelVersion, artifact: Path) -> None:
+        self._pass_began = None  # a slow disk is not a slow registry
+        try:
+            self._last_good.keep(version, artifact)
+        except OSError as error:
+            log.warning("version %s of %s could not be kept on disk: %s", version.version, version.model, error)
+        self._pass_began = time.monotonic()
+
+    def _restore_late(self) -> None:
+        """Answer from disk when the first look at the registry takes too long."""
+        seconds = self.settings.last_good_seconds
+        if not self._looked.wait(seconds):
+            error = TimeoutError(f"the registry has not answered for {seconds:g} seconds")
+            self._restore_all(next_failure(None, error, None, trusted=True))
+
+    def _restore_all(self, failure: Failure | None) -> None:
+        names = self._names or self.settings.models or self._last_good.models()
+        for name in names:
+            if name not in self._absent and not self._stop.is_set():
+                self._restore(name, failure)
+
+    def _restore(self, name: str, failure: Failure | None) -> None:
+        """Answer with the copy on disk where nothing else answers; one that fails its checks is set aside."""
+        slot = self._slots.get(name)
+        if slot is not None and slot.current is not None:
+            return
+        for copy in self._last_good.copies(name):
+            try:
+                model = replace(self._load(copy.path, copy.version), from_disk=True)
+            except (HindcastError, OSError) as error:
+                if copy.path.exists():  # else another process has a newer one
+                    log.warning("the copy of %s on disk cannot be used", name, exc_info=error)
+                    self._last_good.set_aside(copy)
+                continue
+            self._answer_from_disk(model, failure)
+            return
+
+    def _answer_from_disk(self, model: LoadedModel, failure: Failure | None) -> None:
+        with self._swapping:
+            slot = self._slots.get(model.name) or ModelSlot(model.name)
+            if slot.current is not None or model.name in self._absent:
+                return
+            slot.swap_from_disk(model, failure)
+            self._slots = {**self._slots, model.name: slot}
+        log.warning("model %s answers with version %s, as it was kept on disk", model.name, model.version)
+
+    def _load(self, artifact: Path, version: ModelVersion) -> LoadedModel:
+        forecaster = load_fetched(artifact, version, self._device)
         calendar = _check_spec(forecaster.spec, version.model)
-        now = datetime.now(UTC)
-        digest, alias = version.digest or "", self.settings.alias
-        dataset, target = version.tags.get(TAG_DATASET, version.model), version.tags.get(TAG_TARGET, TARGET)
-        adjusts = version.tags.get(TAG_ONLINE_INTERVALS) != "false"
-        return LoadedModel(
-            version.model, version.version, alias, digest, now, forecaster, calendar, dataset, target, adjusts
-        )
+        return _describe(version, forecaster, calendar, self.settings.alias)
 
     def _announce(self, slot: ModelSlot, version: ModelVersion) -> None:
         log.info("model %s answers with version %s", slot.name, version.version)
@@ -265,6 +384,34 @@ class ModelSlots:
         slot.note(error, version, self.settings.poll_seconds)
         if version is not None:
             self._on_swap(slot.name, False)
+
+
+def _describe(version: ModelVersion, forecaster: Forecaster, calendar: Calendar, alias: str) -> LoadedModel:
+    return LoadedModel(
+        name=version.model,
+        version=version.version,
+        alias=alias,
+        digest=version.digest or "",
+        loaded_at=datetime.now(UTC),
+        forecaster=forecaster,
+        calendar=calendar,
+        dataset=version.tags.get(TAG_DATASET, version.model),
+        target=version.tags.get(TAG_TARGET, TARGET),
+        adjusts=version.tags.get(TAG_ONLINE_INTERVALS) != "false",
+    )
+
+
+def _stand_in_for(artifact: Path, version: ModelVersion, alias: str) -> LoadedModel | None:
+    """Return a model that the seasonal naive can answer for: all but its network, where so much can be read."""
+    try:
+        spec = load_spec(artifact)
+        calendar = _check_spec(spec, version.model)
+    except HindcastError:
+        return None
+    # Nobody asks this network; it is there because every model has one, and takes no memory.
+    none = spec.model_copy(update={"network": NaiveSpec(input_size=spec.input_size)})
+    model = _describe(version, Forecaster.untrained(none), calendar, alias)
+    return replace(model, missing=f"version {version.version} cannot be loaded")
 
 
 def _check_spec(spec: ForecasterSpec, model: str) -> Calendar:

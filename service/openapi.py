@@ -13,9 +13,21 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
 from forecasting.calendar import format_timestamp
-from service.histories import first_step
+from service.access import ACCESS
+from service.grid import first_step
 from service.model_slot import LoadedModel, ModelSlots
-from service.problems import INVALID_REQUEST, MEDIA_TYPE, FieldError, Kind, Problem, describe
+from service.problems import (
+    INVALID_REQUEST,
+    MEDIA_TYPE,
+    MISSING_SCOPE,
+    RATE_LIMITED,
+    UNAUTHENTICATED,
+    FieldError,
+    Kind,
+    Problem,
+    describe,
+)
+from service.protocols.schemas import REQUESTS
 from service.schemas import ForecastRequest, NotReady, ObservationsRequest
 from service.streams.messages import ObserveRequest
 
@@ -26,6 +38,11 @@ MOST_EXAMPLES = 5
 LONGEST_EXAMPLE = 500
 
 FORECAST_PATH = "/v1/forecast"
+
+KEY_SCHEMES: JsonObject = {
+    "bearer": {"type": "http", "scheme": "bearer"},
+    "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+}
 
 EXAMPLE_ANSWER: JsonObject = {
     "forecast_id": "0b0f6f5e-6f0c-4d2b-9a53-2f1f0d6c3c55",
@@ -75,17 +92,33 @@ def build_openapi(app: FastAPI, slots: ModelSlots) -> JsonObject:
     """Build the document as it is now, with examples for the models that are loaded now."""
     document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
-    for model in (ForecastRequest, ObservationsRequest, ObserveRequest, Problem, NotReady):
+    documented: tuple[type[BaseModel], ...] = (ForecastRequest, ObservationsRequest, ObserveRequest, *REQUESTS, Problem, NotReady)
+    for model in documented:
         _add_schema(schemas, model)
     for unused in ("HTTPValidationError", "ValidationError"):
         schemas.pop(unused, None)
     for path in document["paths"].values():
         for operation in path.values():
             operation["responses"] = {k: v for k, v in operation["responses"].items() if not _is_fastapis(v)}
+    if app.state.key_ring.enforced:
+        _add_keys(document)
     operation = document["paths"][FORECAST_PATH]["post"]
     operation["requestBody"] = _request_body(slots)
     operation["responses"]["200"]["content"]["application/json"]["example"] = EXAMPLE_ANSWER
     return document
+
+
+def _add_keys(document: JsonObject) -> None:
+    """Tell of the keys: how they are sent, which scope each route needs, and what is said without one."""
+    document["components"]["securitySchemes"] = KEY_SCHEMES
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            needed = ACCESS.get(path, {}).get(method.upper(), "admin")
+            if needed != "open":
+                operation["security"] = [{scheme: []} for scheme in KEY_SCHEMES]
+                operation["description"] = f"{operation.get('description', '')}\n\nNeeds a key ({needed}).".strip()
+                refusals = problem_responses(UNAUTHENTICATED, MISSING_SCOPE, RATE_LIMITED)
+                operation["responses"] |= {str(status): told for status, told in refusals.items()}
 
 
 def _add_schema(schemas: JsonObject, model: type[BaseModel]) -> None:

@@ -29,11 +29,16 @@ def parse_request(body: bytes, settings: ServiceSettings) -> ForecastRequest:
     content = load_object(body)
     series = content.pop("series", None)
     errors: list[FieldError] = []
-    options = validate(ForecastOptions, content, "", errors)
     histories = _parse_series(series, settings.max_series, errors)
-    if errors or options is None:
+    if not errors:
+        # What was validated passes through as it is.
+        request = validate(ForecastRequest, {**content, "series": histories}, "", errors)
+        if request is not None:
+            return request
         raise refuse(errors)
-    return ForecastRequest.model_construct(**dict(options), series=histories)
+    of_options: list[FieldError] = []
+    validate(ForecastOptions, content, "", of_options)
+    raise refuse(of_options + errors)
 
 
 def load_object(body: bytes) -> dict[str, Any]:

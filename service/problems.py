@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field
 from starlette.responses import Response
 
 from forecasting.errors import InputError
+from service.journey import note_problem
 
 MEDIA_TYPE = "application/problem+json"
 MAX_ERRORS = 100
@@ -37,6 +38,30 @@ MALFORMED_JSON = Kind(
     "the body is not valid JSON: trailing comma at line 1 column 48",
 )
 BAD_REQUEST = Kind("bad-request", 400, "The request cannot be understood", "The request cannot be understood")
+BAD_ENCODING = Kind(
+    "bad-encoding",
+    400,
+    "The body cannot be unpacked",
+    "the body is not what content-encoding: gzip says: it ends too early",
+)
+UNAUTHENTICATED = Kind(
+    "unauthenticated",
+    401,
+    "A good API key is needed",
+    "send an API key as Authorization: Bearer KEY, or as X-API-Key: KEY",
+)
+MISSING_SCOPE = Kind(
+    "missing-scope",
+    403,
+    "The key may not do this",
+    "this needs the scope 'forecast'; key 4f0c2a9d81be ('dashboard') has read",
+)
+FOREIGN_ORIGIN = Kind(
+    "foreign-origin",
+    403,
+    "Pages of that origin may not ask",
+    "a page of another origin may not ask this service; HINDCAST_CORS_ORIGINS says which may",
+)
 NOT_FOUND = Kind(
     "not-found",
     404,
@@ -79,6 +104,18 @@ INVALID_REQUEST = Kind(
     "The request cannot be answered as it is",
     "series 'pump-7' has 20 points; this model needs 48 (input_size)",
 )
+RATE_LIMITED = Kind(
+    "rate-limited",
+    429,
+    "The key is used too much",
+    "key 4f0c2a9d81be ('dashboard') may use 1000 units a second; try again in 2 seconds",
+)
+HEAD_TOO_LARGE = Kind(
+    "head-too-large",
+    431,
+    "The address or the headers are too large",
+    "there are 150 headers; at most 100",
+)
 INTERNAL_ERROR = Kind(
     "internal-error",
     500,
@@ -94,6 +131,12 @@ OVERLOADED = Kind(
     503,
     "Too many requests at one time",
     "64 requests are being answered already; try again in a second",
+)
+DEADLINE_EXCEEDED = Kind(
+    "deadline-exceeded",
+    503,
+    "There was no answer in time",
+    "there was no answer within 60 seconds",
 )
 LEDGER_UNAVAILABLE = Kind(
     "ledger-unavailable",
@@ -117,6 +160,10 @@ QUEUE_FULL = Kind(
 KINDS = (
     MALFORMED_JSON,
     BAD_REQUEST,
+    BAD_ENCODING,
+    UNAUTHENTICATED,
+    MISSING_SCOPE,
+    FOREIGN_ORIGIN,
     NOT_FOUND,
     UNKNOWN_MODEL,
     UNKNOWN_SERIES,
@@ -128,10 +175,13 @@ KINDS = (
     BODY_TOO_LARGE,
     UNSUPPORTED_MEDIA_TYPE,
     INVALID_REQUEST,
+    RATE_LIMITED,
+    HEAD_TOO_LARGE,
     INTERNAL_ERROR,
     MODEL_NOT_LOADED,
     NOT_READY,
     OVERLOADED,
+    DEADLINE_EXCEEDED,
     LEDGER_UNAVAILABLE,
     STREAMS_UNAVAILABLE,
     QUEUE_FULL,
@@ -188,7 +238,8 @@ def describe(kind: Kind, detail: str, request_id: str, errors: Sequence[FieldErr
 
 
 def respond(problem: Problem, headers: Mapping[str, str] | None = None) -> Response:
-    """Build the HTTP answer of a problem."""
+    """Build the HTTP answer of a problem, and note it in the request's journey."""
+    note_problem(problem.type.rpartition(":")[2])
     return Response(problem.model_dump_json(), problem.status, dict(headers or {}), media_type=MEDIA_TYPE)
 
 

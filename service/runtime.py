@@ -1,8 +1,7 @@
 """Runtime: what one service process holds while it runs, handed to the routes."""
 
 import asyncio
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Annotated, TypeVar
 
@@ -12,6 +11,10 @@ from fastapi import Depends, Request
 from forecasting.registry import Registry
 from ledger.ledger import Ledger
 from service.adjustments import AdjustmentBook
+from service.batcher import Batcher
+from service.heap import set_aside_what_stays
+from service.inference import InferenceThread, Watchdog
+from service.journey import Journey
 from service.ledger_link import LedgerLink
 from service.model_slot import LoadedModel, ModelSlot, ModelSlots
 from service.problems import MODEL_NOT_LOADED, OVERLOADED, UNKNOWN_MODEL, ProblemError
@@ -20,7 +23,9 @@ from service.settings import ServiceSettings
 from service.streams.desk import Desk
 from service.streams.engine import Engine
 from service.streams.ledger_feed import LedgerFeed
-from service.telemetry import Telemetry
+from service.telemetry import GcPauses, Telemetry
+from service.tracing import open_tracing
+from service.workers import Siblings
 
 T = TypeVar("T")
 
@@ -28,12 +33,16 @@ T = TypeVar("T")
 class Runtime:
     """Settings, models, metrics, the ledger and the inference thread of one service."""
 
-    def __init__(self, settings: ServiceSettings, open_registry: Callable[[], Registry]) -> None:
+    def __init__(
+        self, settings: ServiceSettings, open_registry: Callable[[], Registry], version: str = "0"
+    ) -> None:
         self.settings = settings
         self.telemetry = Telemetry()
-        self.slots = ModelSlots(
-            settings, open_registry, choose_device(settings.device), self.telemetry.record_swap
-        )
+        self.tracing = open_tracing(version)
+        self._gc_pauses = GcPauses()
+        self.telemetry.watch_collections(self._gc_pauses)
+        self.siblings = Siblings(self.telemetry.expose)
+        self.slots = ModelSlots(settings, open_registry, choose_device(settings.device), self._on_swap)
         self.telemetry.watch(self.slots)
         self.ledger_link = LedgerLink(settings)
         self.adjustments = AdjustmentBook(self.slots.loaded)
@@ -46,12 +55,19 @@ class Runtime:
         self.streams = Desk(engine, feed)
         self.draining = False
         self._in_flight = 0
-        self._worker: ThreadPoolExecutor | None = None
+        # torch counts its threads by thread: without this, the first thread's number is not that of this one, and
+        # its kernels spin on every core, beside the event loop.
+        self._worker = InferenceThread(lambda: torch.set_num_threads(settings.torch_threads))
+        self.watchdog = Watchdog(self._worker, settings.hang_seconds, settings.drain_seconds)
+        self.telemetry.watch_inference(self._worker)
+        self.batcher = Batcher(self._worker, settings.max_waiting_series, self._note_run)
+        self.telemetry.watch_load(lambda: self._in_flight, lambda: self.batcher.waiting)
 
     def start(self) -> None:
         """Begin to follow the registry and to answer."""
         torch.set_num_threads(self.settings.torch_threads)
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix="inference")
+        self._gc_pauses.start()
+        self.watchdog.start(asyncio.get_running_loop())
         self.slots.start()
         self.ledger_link.start()
         self.recorder.start()
@@ -59,11 +75,35 @@ class Runtime:
     def stop(self) -> None:
         """End the threads; every accepted request has been answered by now."""
         self.draining = True
+        self.watchdog.stop()
         self.slots.stop()
-        if self._worker is not None:
-            self._worker.shutdown(wait=False)
+        self._worker.shutdown(cancel_futures=True)
         self.recorder.stop()
         self.ledger_link.stop()
+        self.tracing.stop()
+        self._gc_pauses.stop()
+
+    def _note_run(
+        self, model: LoadedModel, windows: int, began: float, ended: float, journeys: Sequence[Journey]
+    ) -> None:
+        self.telemetry.record_inference(model, windows, ended - began)
+        self.tracing.note_batch(journeys, model.name, windows, began, ended)
+        for journey in journeys:
+            journey.end_stage("queue", began)
+            journey.end_stage("predict", ended)
+
+    def missing(self) -> list[str]:
+        """Return why the service is not ready: nothing when it is."""
+        if self.draining:
+            return ["the service is shutting down"]
+        if self.watchdog.trouble is not None:
+            return [self.watchdog.trouble]
+        return self.slots.missing()
+
+    def _on_swap(self, model: str, succeeded: bool) -> None:
+        self.telemetry.record_swap(model, succeeded)
+        if succeeded:
+            set_aside_what_stays()
 
     @property
     def ledger(self) -> Ledger | None:
@@ -84,10 +124,10 @@ class Runtime:
 
     @contextmanager
     def admission(self) -> Iterator[None]:
-        """Let a request in, or turn it away while as many as can wait are waiting.
+        """Let a request in, or turn it away while as many as may are in; give it up when it takes too long.
 
         Raises:
-            ProblemError: the service is overloaded.
+            ProblemError: the service is overloaded, or the request was not answered in time.
         """
         if self._in_flight >= self.settings.max_in_flight:
             detail = f"{self._in_flight} requests are being answered already; try again in a second"
@@ -110,13 +150,19 @@ class Runtime:
             raise ProblemError(UNKNOWN_MODEL, f"no model is named {name[:64]!r}; known: {known}")
         return slot
 
-    def model(self, name: str) -> LoadedModel:
+    def model(self, name: str, *, or_stand_in: bool = False) -> LoadedModel:
         """Return the model that answers now.
+
+        Args:
+            name: of the model.
+            or_stand_in: take one without a network, which the seasonal naive answers for, where there is no other.
 
         Raises:
             ProblemError: it is unknown, or not loaded yet.
         """
         slot = self.slot(name)
+        if slot.current is None and or_stand_in and slot.stand_in is not None:
+            return slot.stand_in
         if slot.current is None:
             why = "it is being loaded" if slot.failure is None else slot.failure.detail
             raise ProblemError(
@@ -137,7 +183,7 @@ def choose_device(wanted: str) -> str:
     return "cuda" if found and wanted != "cpu" else "cpu"
 
 
-def _runtime_of(request: Request) -> Runtime:
+async def _runtime_of(request: Request) -> Runtime:
     runtime: Runtime = request.app.state.runtime
     return runtime
 

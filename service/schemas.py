@@ -35,10 +35,15 @@ CovariateColumn = Annotated[list[Finite | None], Field(fail_fast=True, min_lengt
 CovariateColumns = Annotated[
     dict[str, CovariateColumn], Field(max_length=MOST_COLUMNS), BeforeValidator(few_columns)
 ]
+NO_CONTROL = r"^[^\x00-\x1f\x7f]*$"
+"""Text without control characters, as the ledger has it: no database would keep a name with a NUL."""
+
 Statics = Annotated[
-    dict[str, Annotated[str, Field(max_length=256)]], Field(max_length=MOST_COLUMNS), BeforeValidator(few_columns)
+    dict[str, Annotated[str, Field(max_length=256, pattern=NO_CONTROL)]],
+    Field(max_length=MOST_COLUMNS),
+    BeforeValidator(few_columns),
 ]
-UniqueId = Annotated[str, Field(min_length=1, max_length=256)]
+UniqueId = Annotated[str, Field(min_length=1, max_length=256, pattern=NO_CONTROL)]
 
 
 class _Request(BaseModel):
@@ -102,6 +107,11 @@ class ForecastOptions(_Request):
     )
     record: bool = Field(
         True, description="Whether the ledger keeps the forecasts, to score them; false for something tried out."
+    )
+    fallback: bool = Field(
+        True,
+        description="Whether the seasonal naive answers where the model cannot or should not; false asks for the "
+        "error instead, or for what the model says.",
     )
 
 
@@ -174,6 +184,9 @@ class ModelInfo(BaseModel):
     )
     alias: str
     version: str | None
+    source: Literal["registry", "disk"] | None = Field(
+        description="Where what answers came from: disk is the last good copy, until the registry answers."
+    )
     digest: str | None = Field(description="SHA-256 of the artefact.")
     loaded_at: datetime | None
     kind: str | None = Field(
@@ -354,6 +367,7 @@ class ModelReadiness(BaseModel):
     model: str
     status: Literal["ok", "stale", "loading", "failed"]
     version: str | None
+    source: Literal["registry", "disk"] | None = Field(description="disk: the last good copy answers.")
     failure: Failure | None
 
 
@@ -365,6 +379,9 @@ class Readiness(BaseModel):
     ledger: Failure | None = Field(
         description="Why the ledger does not answer; null when it does, and when there is none."
     )
+    keys: Failure | None = Field(
+        description="Why the file of API keys cannot be read, those known before being in force; null when it can."
+    )
     models: list[ModelReadiness]
 
 
@@ -374,5 +391,8 @@ class NotReady(Problem):
     registry: Failure | None = Field(description="Why the registry cannot be followed; null when it can.")
     ledger: Failure | None = Field(
         description="Why the ledger does not answer; null when it does, and when there is none."
+    )
+    keys: Failure | None = Field(
+        description="Why the file of API keys cannot be read, those known before being in force; null when it can."
     )
     models: list[ModelReadiness]

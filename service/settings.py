@@ -6,13 +6,18 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import NoDecode
 
 from forecasting.registry import CHAMPION
 from forecasting.spec import MODEL_NAME_PATTERN
+from service.key_store import KeySettings, load_keys
+
+LogFormat = Literal["json", "text"]
+LoggedRequests = Literal["all", "notable"]
 
 MEBIBYTE = 1024**2
 LEDGER_OFF = "off"
+ANY_ORIGIN = "*"
 
 
 def _default_registry(data: dict[str, Any]) -> str:
@@ -25,12 +30,9 @@ def _default_ledger(data: dict[str, Any]) -> str:
     return f"sqlite:///{home.absolute() / 'ledger.db'}"
 
 
-class ServiceSettings(BaseSettings):
+class ServiceSettings(KeySettings):
     """The settings of one service process; unsafe or impossible ones are refused before it listens."""
 
-    model_config = SettingsConfigDict(env_prefix="HINDCAST_", frozen=True, extra="forbid")
-
-    home: Path = Field(Path(".hindcast"), description="Directory for everything Hindcast keeps on disk.")
     registry_uri: str = Field(
         default_factory=_default_registry,
         description="Model registry: a directory (a path or file:///path) or an MLflow URI. "
@@ -59,6 +61,11 @@ class ServiceSettings(BaseSettings):
     models: Annotated[tuple[str, ...] | None, NoDecode] = Field(
         None, description="Models to serve, separated by commas. Default: every model with the alias."
     )
+    default_model: str | None = Field(
+        None,
+        pattern=MODEL_NAME_PATTERN,
+        description="Model for clients of other protocols that name none. Default: the only one that fits.",
+    )
     alias: str = Field(
         CHAMPION, pattern=MODEL_NAME_PATTERN, description="Registry alias that says which version to serve."
     )
@@ -66,10 +73,32 @@ class ServiceSettings(BaseSettings):
     poll_timeout_seconds: float = Field(
         120.0, gt=0, description="Seconds after which a look at the registry is reported as stuck."
     )
+    last_good_seconds: float = Field(
+        5.0,
+        ge=0,
+        le=3600,
+        description="Seconds a starting service waits for the registry before it answers with the last good "
+        "models from home.",
+    )
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
-    allow_public: bool = Field(
-        False, description="Allow a host other than loopback, although nothing asks callers who they are."
+    key_rate: float = Field(
+        1000.0,
+        gt=0,
+        le=1e9,
+        description="Units a second each API key may use, ten seconds' worth at once; a request is one unit, and "
+        "so is every 4 KiB of its body, unpacked. Keys may have rates of their own.",
+    )
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="Origins whose pages may ask, separated by commas, as in https://plant.example; * is all of "
+        "them. Default: none.",
+    )
+    workers: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="Processes that answer on the port, each with its models: up to one per CPU core, or one per GPU.",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="Where networks run; auto takes a GPU when there is one."
@@ -77,7 +106,7 @@ class ServiceSettings(BaseSettings):
     torch_threads: int = Field(
         1, ge=1, le=256, description="CPU threads of one forward pass; more help only large requests."
     )
-    max_body_bytes: int = Field(8 * MEBIBYTE, ge=1024, description="Largest request body in bytes.")
+    max_body_bytes: int = Field(8 * MEBIBYTE, ge=1024, description="Largest request body in bytes, unpacked.")
     max_series: int = Field(1000, ge=1, description="Most series in one request.")
     max_length: int = Field(100_000, ge=1, description="Most points of one series.")
     max_levels: int = Field(20, ge=1, le=100, description="Most prediction intervals in one request.")
@@ -88,7 +117,28 @@ class ServiceSettings(BaseSettings):
         "covariates where that is more; bounds memory.",
     )
     max_in_flight: int = Field(
-        64, ge=1, description="Forecast requests accepted at one time; more are asked to come back (503)."
+        512,
+        ge=1,
+        description="Forecast requests accepted at one time by each worker; more are asked to come back (503).",
+    )
+    max_waiting_series: int = Field(
+        4096,
+        ge=1,
+        description="Series that may wait to be forecast at one time; more are asked to come back (503).",
+    )
+    stuck_share: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="Share of a model's window that equal values at its end must fill before a sensor may count "
+        "as stuck; 0 calls none so.",
+    )
+    hang_seconds: float = Field(
+        120.0,
+        gt=0,
+        le=3600,
+        description="Seconds after which a forward pass or the event loop counts as hung: readiness turns 503, "
+        "and the process ends with 70.",
     )
     body_seconds: float = Field(30.0, gt=0, description="Seconds a client may take to send its body.")
     stream_rewind: int = Field(
@@ -123,6 +173,18 @@ class ServiceSettings(BaseSettings):
     stream_idle_seconds: float = Field(
         3600.0, gt=0, description="Seconds without a message after which a socket is closed."
     )
+    head_seconds: float = Field(
+        10.0, gt=0, le=600, description="Seconds a client may take to send the address and headers of a request."
+    )
+    request_seconds: float = Field(
+        60.0, gt=0, le=3600, description="Seconds a request may take in all; then it is given up (503)."
+    )
+    stall_seconds: float = Field(
+        30.0, gt=0, le=3600, description="Seconds a client may read nothing of an answer that waits for it."
+    )
+    keep_alive_seconds: int = Field(
+        75, ge=1, le=3600, description="Seconds a connection is kept open between two requests."
+    )
     drain_seconds: float = Field(
         1.0,
         ge=0,
@@ -133,6 +195,13 @@ class ServiceSettings(BaseSettings):
         30, ge=1, le=3600, description="Seconds accepted requests may still take after the socket closed."
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe line.")
+    log_format: LogFormat | None = Field(
+        None, description="json or text. Default: text where standard error is a terminal, json elsewhere."
+    )
+    log_requests: LoggedRequests = Field(
+        "notable", description="notable: a line for requests that failed (500) or were slow; all: one for each."
+    )
+    slow_seconds: float = Field(1.0, ge=0, description="Seconds from which a request is slow.")
 
     @field_validator("models", mode="before")
     @classmethod
@@ -156,15 +225,36 @@ class ServiceSettings(BaseSettings):
                 raise ValueError(f"no model can be named {name!r}: use a-z, 0-9, dash and underscore")
         return models
 
+    @field_validator("cors_origins", mode="before")
+    @classmethod
+    def _split_origins(cls, origins: object) -> object:
+        if not isinstance(origins, str):
+            return origins
+        return tuple(origin.strip() for origin in origins.split(",") if origin.strip())
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _origins_are_exact(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in origins:
+            if origin != ANY_ORIGIN and not re.fullmatch(r"https?://[a-z0-9.-]+(:[0-9]{1,5})?", origin):
+                raise ValueError(
+                    f"{origin!r} is no origin: give scheme, host and port, as in https://plant.example"
+                )
+        return origins
+
     @model_validator(mode="after")
     def _stay_private(self) -> "ServiceSettings":
-        if not self.allow_public and not _is_loopback(self.host):
+        if not (self.is_local or self.keys_file or load_keys(self.keys_path)):
             raise ValueError(
-                f"host {self.host!r} can be reached from other machines, and the service has no "
-                "authentication yet: keep 127.0.0.1 behind a proxy that asks who is calling, "
-                "or set HINDCAST_ALLOW_PUBLIC=true"
+                f"host {self.host!r} can be reached from other machines, and there are no API keys that tell who "
+                "is calling: `hindcast keys create NAME` makes one; or keep 127.0.0.1"
             )
         return self
+
+    @property
+    def is_local(self) -> bool:
+        """Whether only this machine can reach the service."""
+        return _is_loopback(self.host)
 
 
 def _is_loopback(host: str) -> bool:

@@ -147,23 +147,24 @@ HISTORY = [20.0, 20.5, 21.0, 20.0, 19.5, 20.0, 21.5, 22.0, 21.0, 20.5, 20.0, 19.
 """As many days as the model of `write_job` needs."""
 
 
-def ask(address: str, model: str = "pumps") -> dict[str, Any]:
-    """Ask a service for a forecast of HISTORY and return its answer."""
+def ask(address: str, model: str = "pumps", *, key: str | None = None) -> dict[str, Any]:
+    """Ask a service for a forecast of HISTORY, with an API key where it wants one, and return its answer."""
     series = [{"unique_id": "pump-7", "start": "2024-03-01", "y": HISTORY}]
-    answer = _client().post(f"{address}/v1/forecast", json={"model": model, "series": series})
+    headers = {} if key is None else {"x-api-key": key}
+    answer = _client().post(f"{address}/v1/forecast", json={"model": model, "series": series}, headers=headers)
     assert answer.status_code == 200, answer.text
     body: dict[str, Any] = answer.json()
     return body
 
 
 def wait_for_version(
-    address: str, version: int, model: str = "pumps", seconds: float = START_SECONDS
+    address: str, version: int, model: str = "pumps", seconds: float = START_SECONDS, *, key: str | None = None
 ) -> dict[str, Any]:
     """Wait until a service answers with this version of a model or a later one, and return its answer."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if answers(f"{address}/health/ready"):
-            answer = ask(address, model)
+            answer = ask(address, model, key=key)
             if int(answer["version"]) >= version:
                 return answer
         time.sleep(0.2)

@@ -30,6 +30,7 @@ ROOMS = {
     "joblib": {"pipelines/fanout.py"},
     "matplotlib": {"training/figures.py"},
     "mlflow": {"forecasting/mlflow_registry.py", "training/tracking.py"},
+    "opentelemetry": {"service/tracing.py"},
     "optuna": {"training/search.py", "pipelines/search.py"},
     "plotly": {"training/figures.py"},
     "prometheus_client": {"service/telemetry.py"},
@@ -43,7 +44,8 @@ ROOMS = {
     "starlette": {"service/"},
     "statsmodels": {"training/sources/samples.py"},
     "typer": {"pipelines/cli.py"},
-    "uvicorn": {"service/__main__.py"},
+    "uvicorn": {"service/__main__.py", "service/connections.py"},
+    "zstandard": {"service/decompression.py"},
     "yfinance": {"training/sources/yahoo.py"},
 }
 
@@ -124,21 +126,39 @@ def test_imports_have_no_cycle() -> None:
         visit(name, ())
 
 
-def test_the_service_does_not_load_mlflow_when_it_is_imported() -> None:
-    """MLflow takes seconds to import; the service does it later, off the request path."""
+def test_the_service_loads_neither_mlflow_nor_the_sdk_of_opentelemetry_when_it_is_imported() -> None:
+    """MLflow takes seconds to import; the service does it later, off the request path. Traces are for who asks."""
     import subprocess
     import sys
 
-    code = "import sys, service.app; print('mlflow' in sys.modules, 'training' in sys.modules)"
+    code = "import sys, service.app; print(*({'mlflow', 'training', 'opentelemetry.sdk'} & sys.modules.keys()))"
     shown = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True
     )
-    assert shown.stdout.split() == ["False", "False"]
+    assert shown.stdout.split() == []
+
+
+def listed_in_the_house() -> Iterator[str]:
+    """Yield every module that the README's listing of the house names, by its path."""
+    listing = (ROOT / "README.md").read_text().partition("## The house")[2].split("```")[1]
+    package = ""
+    for line in filter(None, listing.splitlines()):
+        name, *rest = line.split()
+        if not line.startswith(" "):
+            package = name
+        elif name.endswith("/"):
+            yield from (f"{package}{name}{inside}" for inside in rest if inside.endswith(".py"))
+        else:
+            yield f"{package}{name}"
 
 
 def test_the_tree_in_the_readme_is_the_tree() -> None:
-    readme = (ROOT / "README.md").read_text()
-    for package in PACKAGES:
-        for path in (ROOT / package).rglob("*.py"):
-            if path.name not in ("__init__.py", "__main__.py"):
-                assert path.name in readme, f"README's tree does not show {relative(path)}"
+    listed = list(listed_in_the_house())
+    assert len(listed) == len(set(listed)), "a module is named twice"
+    there = {
+        relative(path)
+        for package in (*PACKAGES, "benchmarks")
+        for path in (ROOT / package).rglob("*.py")
+        if path.name not in ("__init__.py", "__main__.py")
+    }
+    assert set(listed) == there

@@ -162,11 +162,6 @@ class Backtest:
         absolute: FloatArray = np.abs(actual_BH - point_BH) / scale_B[:, None]
         return absolute
 
-    def loss_by_cutoff(self, metric: str) -> FloatArray:
-        """Return the mean loss at each cutoff, in time order: what a test of significance compares."""
-        loss_B = _row_means(self.losses(metric))
-        return np.array([_mean_of_known(loss_B[self.cutoff_B == cutoff]) for cutoff in np.unique(self.cutoff_B)])
-
     def loss_by_series(self, metric: str) -> FloatArray:
         """Return the `(K, N)` mean loss at each cutoff, in time order, and series; NaN where there is none."""
         loss_B = _row_means(self.losses(metric))
@@ -296,8 +291,3 @@ def _row_means(values_BH: FloatArray) -> FloatArray:
     total_B = np.where(known_BH, values_BH, 0.0).sum(axis=1)
     means: FloatArray = np.where(known_BH.any(axis=1), total_B / np.maximum(known_BH.sum(axis=1), 1), np.nan)
     return means
-
-
-def _mean_of_known(values: FloatArray) -> float:
-    known = values[np.isfinite(values)]
-    return float(known.mean()) if len(known) else float("nan")

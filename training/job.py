@@ -8,7 +8,6 @@ from collections.abc import Hashable, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from zoneinfo import ZoneInfo
 
 import pandas as pd
 import yaml
@@ -46,6 +45,7 @@ from forecasting.spec import (
 )
 from forecasting.transforms import Transform
 from training.sources import AnySource
+from training.sources.wall_clock import TimeZone
 
 Level = Annotated[float, Field(gt=0, le=99.9999)]
 LossKind = Literal["quantile", "likelihood", "squared", "absolute"]
@@ -223,7 +223,7 @@ class ScheduleConfig(_Section):
     cron: str | None = Field(
         None, description="Five fields (minute hour day month weekday), or six with seconds first."
     )
-    timezone: str = Field("UTC", description="IANA time zone the cron is read in.")
+    timezone: TimeZone = Field("UTC", description="IANA time zone the cron is read in.")
     sessions: str | None = Field(
         None,
         description="Exchange; ticks on days without a session are skipped. Default the job's freq, if one.",
@@ -234,15 +234,6 @@ class ScheduleConfig(_Section):
         "such as 30min or 2h; up to a day.",
     )
     force: bool = Field(False, description="Retrain also where neither the data nor the job changed.")
-
-    @field_validator("timezone")
-    @classmethod
-    def _timezone_exists(cls, timezone: str) -> str:
-        try:
-            ZoneInfo(timezone)
-        except (KeyError, ValueError, OSError) as error:
-            raise ValueError(f"unknown time zone {timezone!r}; use an IANA name such as Europe/Berlin") from error
-        return timezone
 
     @field_validator("sessions")
     @classmethod

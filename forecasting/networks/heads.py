@@ -25,5 +25,5 @@ class DirectHead(nn.Module):
 
     def forward(self, hidden_BSD: Tensor, ahead_BTF: Tensor | None = None) -> Tensor:
         """Return the parameters `(B, S, H, P)`."""
-        parameters_BSHP: Tensor = self.linear(hidden_BSD).unflatten(-1, self.shape)
+        parameters_BSHP: Tensor = self.linear(hidden_BSD).view(*hidden_BSD.shape[:-1], *self.shape)
         return parameters_BSHP if ahead_BTF is None else parameters_BSHP + self.effect(hidden_BSD, ahead_BTF)

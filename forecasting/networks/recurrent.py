@@ -67,8 +67,9 @@ class Recurrent(TrainedNetwork):
         self, inputs: Inputs, state: RecurrentState | None = None
     ) -> tuple[Tensor, Tensor, Tensor, RecurrentState]:
         """Advance L steps; return hidden `(B, L, D)`, anchor and scale `(B, L)`, and the state reached."""
+        before = None if state is None else state.running
         scaled, running = scale_running(
-            inputs.x_BL, inputs.mask_BL, self.scaling, self.span, None if state is None else state.running
+            inputs.x_BL, inputs.mask_BL, self.scaling, self.span, before, whole=inputs.whole
         )
         # asinh keeps the sign and the small values and tames the jumps, so that one of them cannot saturate
         # the gates for the rest of the window.

@@ -1,8 +1,6 @@
-"""What the commands do about registered models: models, promote, rollback, trial, decisions, serve."""
+"""What the commands do about registered models: models, promote, rollback, trial, decisions."""
 
 import json
-import os
-import sys
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
@@ -75,13 +73,3 @@ def list_decisions(settings: PipelineSettings, model: str | None, limit: int, *,
         for d in found
     ]
     print_table("decisions", ["when (UTC)", "model", "version", "against", "action", "by", "reason"], rows)
-
-
-def serve(settings: PipelineSettings, host: str | None, port: int | None) -> None:
-    """Become the service."""
-    # The registry is passed on because its default follows the tracking store, which the service knows not.
-    flags = {"HINDCAST_HOST": host, "HINDCAST_PORT": port, "HINDCAST_REGISTRY_URI": settings.registry}
-    environment = {**os.environ, **{name: str(value) for name, value in flags.items() if value is not None}}
-    # The service is another process image: no pipeline imports it, and it brings no training along.
-    sys.stdout.flush()
-    os.execve(sys.executable, [sys.executable, "-m", "service"], environment)  # noqa: S606

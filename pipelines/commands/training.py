@@ -5,7 +5,7 @@ import logging
 import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import redirect_stdout
+from contextlib import closing, redirect_stdout
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
@@ -16,11 +16,12 @@ from forecasting.errors import HindcastError, InputError
 from ledger.ledger import open_ledger
 from ledger.runs import PATIENCE, STATES, RunRecord, State
 from pipelines.commands.jobs import list_jobs
+from pipelines.comparison import backtest_of
 from pipelines.console import out, print_leaderboard, print_table, reporting
 from pipelines.fanout import map_tasks
 from pipelines.recorded import describe, retrain_recorded
 from pipelines.report import Reporter
-from pipelines.retrain import Outcome, backtest, backtest_of, train
+from pipelines.retrain import Outcome, backtest, train
 from pipelines.run import Run, new_run, use_threads
 from pipelines.schedule import Worker, find_jobs
 from pipelines.search import search, show_setting
@@ -131,19 +132,18 @@ def retrain_job(settings: PipelineSettings, job: Path, key: str | None = None, *
     Raises:
         HindcastError: the retraining failed, now or when it was first asked for under this key.
     """
-    ledger = open_ledger(settings.ledger)
-    with reporting() as reporter:
+    with closing(open_ledger(settings.ledger)) as ledger, reporting() as reporter:
         run = new_run(job, settings, reporter, key)
         ledger.runs.request(run.job.name, "command", "a command", run.key, force=force)
         try:
             outcome = retrain_recorded(run, ledger.runs, f"{platform.node()}:{os.getpid()}")
         finally:
             run.discard()
+        record = ledger.runs.get(run.key)
     if outcome is not None:
         metric = run.job.gate.metric
         print_leaderboard(outcome.job, outcome.leaderboard(metric), metric, outcome.report["best"])
         return
-    record = ledger.runs.get(run.key)
     if record is not None and record.state == "failed":
         raise HindcastError(describe(record))
     if record is not None:
@@ -161,7 +161,8 @@ def list_runs(
     found: State | None = next((known for known in STATES if known == state), None)
     if state is not None and found is None:
         raise InputError(f"--state is one of {', '.join(STATES)}, not {state!r}")
-    records = open_ledger(settings.ledger).runs.list(job, found, limit)
+    with closing(open_ledger(settings.ledger)) as ledger:
+        records = ledger.runs.list(job, found, limit)
     if as_json:
         for record in records:
             out.print(json.dumps(asdict(record), default=_in_iso), markup=False, soft_wrap=True, highlight=False)

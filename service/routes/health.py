@@ -37,14 +37,14 @@ async def ready(request: Request, runtime: RuntimeOf) -> Readiness | Response:
     A model that goes on serving although the registry could not be followed stays ready, marked `stale`.
     Forecasts need no ledger: one that does not answer is shown, and takes nothing away.
     """
-    reasons = ["the service is shutting down"] if runtime.draining else runtime.slots.missing()
+    reasons = runtime.missing()
     models, registry = _describe_models(runtime), runtime.slots.registry_trouble
-    ledger = runtime.ledger_link.trouble
+    ledger, keys = runtime.ledger_link.trouble, request.app.state.key_ring.trouble
     if not reasons:
-        return Readiness(models=models, registry=registry, ledger=ledger)
+        return Readiness(models=models, registry=registry, ledger=ledger, keys=keys)
     errors = [FieldError(path="", detail=reason) for reason in reasons]
     problem = describe(NOT_READY, reasons[0], str(request.scope.get("hindcast.request_id", "")), errors)
-    return respond(NotReady(**problem.model_dump(), models=models, registry=registry, ledger=ledger))
+    return respond(NotReady(**problem.model_dump(), models=models, registry=registry, ledger=ledger, keys=keys))
 
 
 def _describe_models(runtime: Runtime) -> list[ModelReadiness]:
@@ -53,6 +53,7 @@ def _describe_models(runtime: Runtime) -> list[ModelReadiness]:
             model=slot.name,
             status=slot.status,
             version=slot.current and slot.current.version,
+            source=slot.source,
             failure=slot.failure,
         )
         for slot in runtime.slots.all()
@@ -61,5 +62,5 @@ def _describe_models(runtime: Runtime) -> list[ModelReadiness]:
 
 @router.get("/metrics", tags=["health"], summary="Metrics for Prometheus", response_class=PlainTextResponse)
 async def metrics(runtime: RuntimeOf) -> Response:
-    """Answer in Prometheus' text format."""
-    return Response(runtime.telemetry.expose(), media_type=CONTENT_TYPE)
+    """Answer in Prometheus' text format; of several workers, whichever is asked tells of all of them."""
+    return Response(await runtime.siblings.expose(), media_type=CONTENT_TYPE)

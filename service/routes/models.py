@@ -32,6 +32,7 @@ def _describe(slot: ModelSlot, runtime: Runtime) -> ModelInfo:
         status=slot.status,
         alias=runtime.settings.alias,
         version=current and current.version,
+        source=slot.source,
         digest=current and current.digest,
         loaded_at=current and current.loaded_at,
         kind=spec and spec.network.kind,

@@ -11,6 +11,7 @@ from service.intake import NDJSON, PARQUET, TAKEN, Declared, read_observations
 from service.limits import JSON, read_body
 from service.openapi import REFERENCE, problem_responses
 from service.problems import (
+    BAD_ENCODING,
     BODY_TIMEOUT,
     BODY_TOO_LARGE,
     INTERNAL_ERROR,
@@ -50,6 +51,7 @@ _REQUEST_BODY: dict[str, Any] = {
     summary="Keep what was observed",
     responses=problem_responses(
         MALFORMED_JSON,
+        BAD_ENCODING,
         BODY_TIMEOUT,
         BODY_TOO_LARGE,
         UNSUPPORTED_MEDIA_TYPE,

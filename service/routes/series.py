@@ -13,6 +13,7 @@ from service.ledger_histories import LedgerForecastRequest
 from service.limits import clean_text, parse_moment
 from service.openapi import problem_responses
 from service.problems import (
+    DEADLINE_EXCEEDED,
     INTERNAL_ERROR,
     INVALID_REQUEST,
     LEDGER_UNAVAILABLE,
@@ -73,6 +74,7 @@ async def list_series(
         INTERNAL_ERROR,
         MODEL_NOT_LOADED,
         OVERLOADED,
+        DEADLINE_EXCEEDED,
         LEDGER_UNAVAILABLE,
     ),
 )
@@ -91,13 +93,17 @@ async def forecast_series(
     record: Annotated[
         bool, Query(description="Whether the ledger keeps the forecast; never kept with as_of.")
     ] = True,
+    fallback: Annotated[
+        bool, Query(description="Whether the seasonal naive answers where the model cannot or should not.")
+    ] = True,
 ) -> Response:
     """Forecast the steps after the newest observation, from the ledger's history alone.
 
     Covariates and names are read from the ledger too, under the names the model takes; future ones as far ahead
-    as they are known. The status is `degraded` where the newest observation is older than the horizon.
+    as they are known. Where the newest observation is older than the horizon, the seasonal naive goes on from
+    there to the steps that are still ahead (`fallback`).
     """
     moment = parse_moment("as_of", as_of)
-    asked = LedgerForecastRequest(model, clean_text(unique_id), h, level, moment, record)
+    asked = LedgerForecastRequest(model, clean_text(unique_id), h, level, moment, record, fallback)
     with runtime.admission():
         return Response(await answer_from_ledger(asked, runtime), media_type="application/json")

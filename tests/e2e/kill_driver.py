@@ -25,7 +25,7 @@ from mlflow.tracking import MlflowClient
 
 import ledger.decisions
 import ledger.runs
-import pipelines.retrain
+import pipelines.fitting
 import pipelines.schedule
 from forecasting.mlflow_registry import MlflowRegistry
 from forecasting.spec import BASELINE_KINDS
@@ -48,7 +48,7 @@ INSIDE: tuple[tuple[object, str], ...] = (
     (Tracker, "finish_training"),
     (Tracker, "decide"),
     (CandidateRun, "log_epoch"),
-    (pipelines.retrain, "save_artifact"),
+    (pipelines.fitting, "save_artifact"),
 )
 MOST_LIVES = 95
 LIFE_SECONDS = 60

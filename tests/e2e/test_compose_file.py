@@ -1,6 +1,7 @@
 """docker-compose.yml and the Dockerfile: what can be held without a Docker engine."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -94,7 +95,14 @@ def test_what_is_kept_lies_in_named_volumes(services: dict[str, Any]) -> None:
     declared = set(yaml.safe_load(COMPOSE.read_text())["volumes"])
     mounted = {mount.split(":")[0] for s in services.values() for mount in s.get("volumes", [])}
     assert {name for name in mounted if not name.startswith(".")} == declared
-    assert declared == {"postgres", "mlflow", "service", "service-gpu", "worker"}
+    assert declared == {"postgres", "mlflow", "service", "service-gpu", "keys", "worker"}
+
+
+def test_both_services_ask_for_the_same_keys_which_outlive_them(services: dict[str, Any]) -> None:
+    for name in ("service", "service-gpu"):
+        file = Path(services[name]["environment"]["HINDCAST_KEYS_FILE"])
+        assert f"keys:{file.parent}" in services[name]["volumes"]
+        assert str(file.parent) in DOCKERFILE, "a volume takes over the owner of the folder it is mounted on"
 
 
 def test_every_image_is_a_stage_that_ends_without_rights(services: dict[str, Any]) -> None:

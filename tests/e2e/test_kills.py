@@ -6,7 +6,7 @@ With HINDCAST_TEST_ALL_KILLS set every point there is is tried, else those that 
 import os
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -74,6 +74,23 @@ def test_a_retraining_killed_at_every_turn_comes_to_one_end(tmp_path: Path) -> N
     assert done.stderr.count("2 series, 576 points") == 3, (
         "loaded once by each run, and again after the kill there"
     )
+
+
+def test_a_retraining_side_by_side_killed_comes_to_one_end(tmp_path: Path) -> None:
+    write_job(tmp_path / "jobs", NEVER)
+    environment = {
+        "HINDCAST_HOME": str(tmp_path),
+        "HINDCAST_JOBS_DIR": str(tmp_path / "jobs"),
+        "HINDCAST_ROUND_SECONDS": "0",
+        "HINDCAST_FAN_OUT": "2",
+    }
+    command = [sys.executable, "-m", "tests.e2e.kill_driver", "pumps", "only", "fit: done"]
+    done = run_to_end(command, environment, cwd=ROOT, seconds=120)
+    assert done.returncode == 0, done.stdout + done.stderr[-5000:]
+    assert "killed at: fit: done" in done.stdout
+    assert done.stderr.count("mlp: best epoch") == 1, "what was fitted before the kill is not fitted again"
+    with closing(open_ledger(f"sqlite:///{tmp_path}/ledger.db")) as ledger:
+        assert_one_of_each(tmp_path, ledger, ["only"])
 
 
 def assert_one_of_each(home: Path, ledger: Ledger, keys: list[str]) -> None:

@@ -5,6 +5,7 @@ reached through a door that can be shut.
 """
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -21,8 +22,17 @@ import pytest
 
 from forecasting.registry import open_registry
 from tests.conftest import free_port
-from tests.e2e.compose import load_services
-from tests.processes import Process, answers, ask, clean_environment, running, wait_for_version, write_job
+from tests.e2e.compose import COMPOSE, load_services
+from tests.processes import (
+    Process,
+    answers,
+    ask,
+    clean_environment,
+    run_to_end,
+    running,
+    wait_for_version,
+    write_job,
+)
 
 pytestmark = [pytest.mark.slow, pytest.mark.postgres]
 
@@ -76,6 +86,14 @@ class Here:
         (self.folder / service).mkdir()
         return running(command, self.folder / f"{service}.log", self.environment(service), cwd=self.folder)
 
+    def make_key(self) -> str:
+        """Make a key as somebody does who runs the stack, with the command that operations.md gives."""
+        page = (COMPOSE.parent / "docs" / "operations.md").read_text()
+        (words,) = re.findall(r"^docker compose exec service (python -m service.keys create .*)$", page, re.M)
+        done = run_to_end(words.split(), self.environment("service"), cwd=self.folder)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
     def is_healthy(self, service: str) -> bool:
         """Run a service's health check."""
         kind, *test = (self.localised(service, part) for part in self.services[service]["healthcheck"]["test"])
@@ -118,8 +136,10 @@ def test_a_scheduled_retraining_answers_over_http_whatever_stops_in_between(
     here: Here, stack: dict[str, Process], postgres_url: str
 ) -> None:
     mlflow, address = (f"http://127.0.0.1:{here.ports[name]}" for name in ("mlflow", "service"))
-    assert wait_for_version(address, 1)["version"] == "1"
-    second = wait_for_version(address, 2)
+    key = here.make_key()
+    assert wait_for_version(address, 1, key=key)["version"] == "1"
+    assert httpx.get(f"{address}/v1/models").status_code == 401
+    second = wait_for_version(address, 2, key=key)
     assert second["forecasts"][0]["status"] == "ok"
     assert [here.is_healthy(name) for name in ("mlflow", "service", "worker")] == [True, True, True]
 
@@ -138,12 +158,12 @@ def test_a_scheduled_retraining_answers_over_http_whatever_stops_in_between(
     os.utime(here.folder / "worker" / "worker.alive", (0, 0))
     time.sleep(0.2)
     assert not here.is_healthy("worker")
-    meanwhile = ask(address)
+    meanwhile = ask(address, key=key)
     assert int(meanwhile["version"]) >= 2, "the service answers on"
     assert here.is_healthy("service")
     newest = newest_version(postgres_url)
     with here.open_door():
-        wait_for_version(address, newest + 1)
+        wait_for_version(address, newest + 1, key=key)
         for name in ("mlflow", "worker"):
             here.wait_until_healthy(name)
         wait_until_recorded(postgres_url, [second["forecast_id"], meanwhile["forecast_id"]])

@@ -1,6 +1,9 @@
 """The database: its tables are those of the schema, however old it was, and it comes back after an outage."""
 
 import multiprocessing
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +14,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 
 from forecasting.errors import LedgerError, LedgerUnavailableError
-from ledger.database import alone, open_database, writing
+from ledger.database import alone, open_database, reading, writing
 from ledger.ledger import Ledger, open_ledger
 from ledger.schema import metadata
 from tests.conftest import POSTGRES
@@ -81,6 +84,64 @@ def test_a_database_that_was_away_is_found_again(postgres_url: str) -> None:
         admin.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true')
     ledger.observations.append("plant", ONE.assign(y=3.0))
     np.testing.assert_array_equal(ledger.observations.revisions("plant", "a")["value"], [1.0, 3.0])
+    ledger.close()
+
+
+@pytest.fixture
+def hasty_url(postgres_url: str) -> str:
+    """A PostgreSQL where a statement may take a fifth of a second."""
+    return f"{postgres_url}?options=-cstatement_timeout%3D200"
+
+
+@pytest.mark.postgres
+def test_a_database_that_hangs_is_given_up_and_asked_again(hasty_url: str) -> None:
+    ledger = open_ledger(hasty_url)
+    with pytest.raises(LedgerUnavailableError, match="statement timeout"), reading(ledger.engine) as connection:
+        connection.execute(sa.text("SELECT pg_sleep(20)"))
+    with locked(hasty_url), pytest.raises(LedgerUnavailableError, match="statement timeout"):
+        ledger.observations.append("plant", ONE)
+    assert ledger.observations.append("plant", ONE).new == 1
+    ledger.close()
+
+
+@pytest.mark.postgres
+def test_many_values_take_what_time_they_need(hasty_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ledger.bulk.CHUNK", 2)
+    ledger = open_ledger(hasty_url)
+    with locked(hasty_url) as unlock:
+        threading.Timer(0.5, unlock).start()
+        assert ledger.observations.append("plant", ONE).new == 1
+    ledger.close()
+
+
+@pytest.mark.postgres
+def test_changing_the_tables_takes_what_time_it_needs(hasty_url: str) -> None:
+    open_ledger(hasty_url).close()
+    with locked(hasty_url, "alembic_version", "ACCESS EXCLUSIVE") as unlock:
+        threading.Timer(0.5, unlock).start()
+        open_ledger(hasty_url).close()
+
+
+@contextmanager
+def locked(url: str, table: str = "observations", mode: str = "EXCLUSIVE") -> Iterator[Callable[[], None]]:
+    """Let nobody write to a table until the block ends, or what is given is called."""
+    import psycopg
+
+    with psycopg.connect(url) as other:
+        other.execute(f"LOCK TABLE ledger.{table} IN {mode} MODE")
+        yield other.rollback
+
+
+@pytest.mark.postgres
+def test_postgres_is_given_up_when_it_hangs_unless_the_url_says_otherwise(postgres_url: str) -> None:
+    ledger = open_ledger(f"{postgres_url}?tcp_user_timeout=7000")
+    with reading(ledger.engine) as connection:
+        assert connection.scalar(sa.text("SHOW statement_timeout")) == "10min"
+        assert connection.scalar(sa.text("SHOW search_path")) == "ledger"
+        driver = connection.connection.driver_connection
+        assert driver is not None
+        told = driver.info.get_parameters()
+    assert (told["tcp_user_timeout"], told["connect_timeout"], told["keepalives_idle"]) == ("7000", "5", "30")
     ledger.close()
 
 

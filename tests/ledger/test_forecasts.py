@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from forecasting.covariates import Covariates
+from forecasting.errors import InputError
 from ledger.forecasts import ForecastInputs, IssuedForecast, inputs_of, restore_covariates
 from ledger.ledger import Ledger
 
@@ -52,6 +53,24 @@ def test_a_forecast_comes_back_bit_for_bit(ledger: Ledger) -> None:
             assert getattr(kept, name) == getattr(told, name)
     assert one.adjustment_HQ is None
     np.testing.assert_array_equal(other.adjustment_HQ, adjusted.adjustment_HQ)
+
+
+@pytest.mark.parametrize("name", ["pump\x00", "pump\ud83d", "p" * 257], ids=["NUL", "half", "long"])
+def test_a_forecast_that_cannot_be_kept_is_named(ledger: Ledger, name: str) -> None:
+    with pytest.raises(InputError, match="forecast 'f-1', number 2: unique_id "):
+        ledger.forecasts.append([issued("a"), issued(name, 1)])
+    with pytest.raises(InputError, match="forecast 'f-1', number 1: the column "):
+        ledger.forecasts.append_once([issued(target=name)])
+    assert ledger.forecasts.find("f-1") == []
+
+
+def test_what_is_quoted_of_something_that_cannot_be_kept_is_kept_without_it(ledger: Ledger) -> None:
+    ledger.forecasts.append([issued(reason="series 'a\x00\ud83d' is short")])
+    assert ledger.forecasts.find("f-1")[0].reason == "series 'a??' is short"
+    run = ledger.runs.request("plant", "request", "asked by \x00", "key")
+    ledger.runs.start(run.key, "worker")
+    ended = ledger.runs.finish(run.key, "failed", error="no \x00 here")
+    assert (ended.cause, ended.error) == ("asked by ?", "no ? here")
 
 
 def test_a_forecast_once_issued_is_not_changed(ledger: Ledger) -> None:

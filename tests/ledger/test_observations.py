@@ -1,6 +1,7 @@
 """Observations: what was known is known for ever, whatever came later."""
 
 import threading
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 
 import numpy as np
@@ -73,6 +74,36 @@ def test_a_revision_is_counted_and_its_history_kept(ledger: Ledger) -> None:
     assert ledger.observations.count_since("plant", before) == 2
 
 
+@pytest.mark.parametrize("name", ["pump\x00", "pump\ud83d", "p" * 257], ids=["NUL", "half", "long"])
+def test_a_name_that_cannot_be_kept_is_refused_with_its_row(ledger: Ledger, name: str) -> None:
+    def refused(told: pd.DataFrame, static: Sequence[str] = ()) -> str:
+        with pytest.raises(InputError) as caught:
+            ledger.observations.append("plant", told, static=static)
+        assert ledger.observations.datasets() == []
+        return str(caught.value)
+
+    third = rows([1.0, 2.0, 3.0]).assign(unique_id=pd.Series(["a", "b", name], dtype=object))
+    assert refused(third).startswith("row 3: unique_id")
+    assert refused(rows([1.0]).set_axis(pd.Index(["unique_id", "ds", name], dtype=object), axis=1)).startswith(
+        "the column"
+    )
+    located = rows([1.0]).assign(site=pd.Series([name], dtype=object))
+    assert refused(located, ["site"]).startswith("series 'pump-7': site")
+
+
+@pytest.mark.parametrize("name", ["pump\x00", "pump\ud83d"], ids=["NUL", "half"])
+def test_a_name_that_cannot_be_kept_cannot_be_looked_for(ledger: Ledger, name: str) -> None:
+    looks: list[Callable[[], object]] = [
+        lambda: ledger.observations.read("plant", unique_ids=[name]),
+        lambda: ledger.observations.labels("plant", unique_ids=[name]),
+        lambda: ledger.observations.page("plant", prefix=name),
+        lambda: ledger.forecasts.find(name),
+    ]
+    for look in looks:
+        with pytest.raises(InputError, match=r"'pump\?.*' has a NUL or half a character in it; nothing here has"):
+            look()
+
+
 def test_of_a_step_told_twice_the_later_row_counts(ledger: Ledger) -> None:
     ledger.observations.append("plant", pd.concat([rows([1.0]), rows([7.0])]))
     assert ledger.observations.read("plant").value_R.tolist() == [7]
@@ -85,6 +116,17 @@ def test_moments_ascend_even_when_the_clock_goes_back(ledger: Ledger, clock: Tic
 
     assert second > first
     assert ledger.observations.read("plant", as_of=first).value_R.tolist() == [1]
+
+
+def test_a_frame_has_what_is_known_though_the_clock_went_back(ledger: Ledger, clock: Ticking) -> None:
+    ledger.observations.append("plant", rows([1.0]).assign(site="north"), static=["site"])
+    clock.now -= timedelta(days=1)
+    ledger.observations.append("plant", rows([2.0]).assign(site="west"), static=["site"])
+
+    frame = ledger.observations.frame("plant", static=["site"])
+
+    assert (frame["y"].tolist(), frame["site"].tolist()) == ([2.0], ["west"])
+    assert ledger.observations.frame("elsewhere").empty
 
 
 def test_columns_and_names_come_back_as_one_frame(ledger: Ledger) -> None:

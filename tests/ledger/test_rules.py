@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from forecasting.errors import InputError
-from ledger.rules import MOST_REPORTED, check_dataset, check_rows
+from ledger.rules import MOST_REPORTED, build_rows, check_dataset, check_rows
 
 
 def offer(*rows: tuple[Any, Any, Any]) -> pd.DataFrame:
@@ -41,6 +41,15 @@ BAD = [
     ("pump", "2024-01-01", math.inf, "y", "finite, not inf"),
     ("pump", "2024-01-01", 10**400, "y", "finite, not inf"),
 ]
+
+
+def test_half_a_character_fails_its_row_and_as_a_column_all_rows() -> None:
+    """JSON can carry one, and nothing can store it."""
+    good = {"unique_id": "pump", "ds": "2024-01-01", "y": 1.0}
+    rows, _ = build_rows([good, {**good, "unique_id": "pump\ud800"}, {**good, "ds": "\ud800"}])
+    assert [(one.row, one.column) for one in check_rows(rows).refusals] == [(1, "unique_id"), (2, "ds")]
+    with pytest.raises(InputError, match=r"row 2: no column can be named 'y\\ud800'"):
+        build_rows([good, {**good, "y\ud800": 1.0}])
 
 
 @pytest.mark.parametrize(("unique_id", "ds", "y", "column", "reason"), BAD)

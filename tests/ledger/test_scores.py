@@ -126,6 +126,35 @@ def test_a_level_beyond_the_trained_quantiles_has_no_coverage(ledger: Ledger) ->
     (row,) = ledger.scores.summary()
     assert row["coverage_80"] == 1.0
     assert row["coverage_95"] is None
+    by_cutoff = ledger.scores.by_cutoff("pumps", "1", level=(80, 95))
+    assert by_cutoff["coverage_80"].tolist() == [1.0]
+    assert by_cutoff["coverage_95"].isna().all()
+
+
+def test_a_slower_scorer_takes_nothing_back_that_is_scored(ledger: Ledger) -> None:
+    ledger.forecasts.append([issued(1)])
+    ledger.observations.append("pumps", rows_of([8, 9]))
+    ledger.scores.due()
+    early = ledger.scores.seen()
+    ledger.observations.append("pumps", rows_of([11], first=2))
+    score_matured(ledger)
+    ledger.scores.note(early)
+    assert ledger.scores.due().tolist() == []
+
+
+def test_sums_of_retired_forecasts_measure_no_level_that_one_of_them_did_not(
+    ledger: Ledger, clock: Ticking
+) -> None:
+    ledger.observations.append("pumps", rows_of([8, 9, 11, 11, 11]))
+    narrow = issued(1, quantiles=(0.1, 0.5, 0.9), values_HQ=np.tile([9.0, 10.0, 11.0], (3, 1)))
+    for one in (narrow, issued(1, forecast_id="wide")):
+        ledger.forecasts.append([one])
+        score_matured(ledger)
+        clock.now += timedelta(days=90)
+        assert ledger.scores.retain(30) == 1
+    (row,) = ledger.scores.summary()
+    assert row["coverage_80"] is not None
+    assert row["coverage_95"] is None
 
 
 def test_pairs_have_both_versions_at_the_same_cutoffs_all_matured(ledger: Ledger) -> None:

@@ -200,6 +200,26 @@ def test_messages_are_kept_and_bad_ones_set_aside(
 
 
 @pytest.mark.mqtt
+@pytest.mark.parametrize(
+    "poison",
+    ['{"unique_id": "pump\\ud800", "y": 1}', '{"unique_id": "pump-7", "y\\u0000": 1}', '{"unique_id": "pump-7"}'],
+    ids=["half a character", "a column of no name", "no value"],
+)
+def test_a_message_that_spoils_a_batch_is_set_aside_alone(
+    topic: str, client_id: str, ledger: Ledger, publish: Callable[..., None], tmp_path: Path, poison: str
+) -> None:
+    bridge = Bridge(config(f"{topic}/+", client_id=client_id), ledger, Lines(), tmp_path / "bad.ndjson")
+    good = '{"unique_id": "pump-7", "ds": "2024-03-01T00:00Z", "y": 1}'
+    with carrying(bridge):
+        publish(f"{topic}/x", poison)
+        publish(f"{topic}/x", good, poison)
+        wait_until(lambda: bridge.refused + bridge.kept >= 3)
+    assert known(ledger) == [1]
+    aside = [json.loads(line)["payload"] for line in (tmp_path / "bad.ndjson").read_text().splitlines()]
+    assert set(aside) == {poison}
+
+
+@pytest.mark.mqtt
 def test_what_comes_while_the_ledger_is_away_is_kept_when_it_is_back(
     topic: str,
     client_id: str,

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -26,7 +27,9 @@ from forecasting.frame import forecast_frame
 from forecasting.mlflow_registry import open_client
 from forecasting.registry import TAG_DECISION, load_version, open_registry
 from pipelines.cli import app, exit_code_of
+from pipelines.commands import serving
 from pipelines.settings import PipelineSettings
+from service.key_store import load_keys
 from tests.conftest import free_port
 from tests.pipelines.conftest import TINY
 from training.sources.base import SourceContext
@@ -54,6 +57,7 @@ COMMANDS = (
     "trial",
     "decisions",
     "serve",
+    "keys",
     "demo",
 )
 
@@ -322,6 +326,26 @@ def test_serve_hands_its_flags_to_the_service(tmp_path: Path) -> None:
     result = hindcast("serve", "--port", "99999", HINDCAST_HOME=home)
     assert result.returncode != 0
     assert "HINDCAST_PORT" in result.stderr
+
+
+def test_keys_are_made_listed_and_revoked(tmp_path: Path) -> None:
+    home = str(tmp_path / "home")
+    made = hindcast("keys", "create", "dashboard", "--scopes", "read", "--expires", "90d", HINDCAST_HOME=home)
+    assert made.returncode == 0
+    assert re.fullmatch(r"hc_[0-9a-f]{12}_[0-9a-f]{64}\n", made.stdout)
+    (key,) = load_keys(tmp_path / "home" / "keys.json")
+    listed = hindcast("keys", "list", "--json", HINDCAST_HOME=home)
+    assert json.loads(listed.stdout)["scopes"] == ["read"]
+    assert hindcast("keys", "revoke", key.id, HINDCAST_HOME=home).returncode == 0
+    assert hindcast("keys", "revoke", "0" * 12, HINDCAST_HOME=home).returncode == 4
+    assert hindcast("keys", "burn", HINDCAST_HOME=home).returncode == 2
+    assert "--expires" in hindcast("keys", "create", "--help", HINDCAST_HOME=home).stdout
+
+
+def test_where_the_service_is_not_installed_its_commands_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving, "find_spec", lambda _: None)
+    with pytest.raises(InputError, match="the service is not installed here"):
+        serving.manage_keys(["list"])
 
 
 def test_the_demo_job_files_are_where_the_demo_looks() -> None:

@@ -20,9 +20,10 @@ from forecasting.artifact import artifact_digest
 from forecasting.errors import HindcastError, PanelError, SourceError
 from pipelines.cli import app
 from pipelines.fanout import map_tasks, open_fan_out
+from pipelines.fitting import fit_once
 from pipelines.load import load_data
 from pipelines.report import Reporter
-from pipelines.retrain import backtest, fit_once, retrain
+from pipelines.retrain import backtest, retrain
 from pipelines.run import Run, new_run
 from pipelines.settings import PipelineSettings
 from tests.conftest import free_port, missing_service
@@ -246,8 +247,7 @@ import ray
 from ray.cluster_utils import Cluster
 from pipelines.fanout import open_fan_out
 from pipelines.load import load_data
-from pipelines import retrain
-from pipelines.retrain import fit_once
+from pipelines import fitting
 from pipelines.run import new_run
 from pipelines.settings import PipelineSettings
 from tests.pipelines.test_fanout import Listener, digests_of, tell_where
@@ -262,10 +262,11 @@ try:
     load_data(run)
     with open_fan_out(settings, run.reporter, len(run.networks)) as fan_out:
         nodes = fan_out.map(tell_where, {"a": (), "b": (), "c": (), "d": ()})
-        fan_out.map(fit_once, {name: (run.elsewhere, None, name) for name in run.networks if name != "mlp"})
+        others = {name: (run.elsewhere, None, name) for name in run.networks if name != "mlp"}
+        fan_out.map(fitting.fit_once, others)
         # Its partitions are shared out, over the same processes: starting others would take the longest of all.
-        retrain.open_fan_out = lambda *_: nullcontext(fan_out)
-        fit_once(run.reporter, run, None, "mlp")
+        fitting.open_fan_out = lambda *_: nullcontext(fan_out)
+        fitting.fit_once(run.reporter, run, None, "mlp")
     print(json.dumps({"nodes": nodes, "digests": digests_of(run)}))
 finally:
     ray.shutdown()

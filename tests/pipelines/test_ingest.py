@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from sqlalchemy.pool import QueuePool
 
 from forecasting.errors import InputError, JobError, SourceError
 from ledger.ledger import Ledger, open_ledger
@@ -100,6 +101,26 @@ def test_a_step_that_is_repeated_reads_what_it_read(
     assert later.panel.digest() != before
 
 
+def test_a_run_reads_the_ledger_over_connections_of_its_own_and_closes_them(
+    tmp_path: Path, settings: PipelineSettings, ledger: Ledger
+) -> None:
+    readings().to_csv(tmp_path / "readings.csv", index=False)
+    ingest(tmp_path, ledger)
+    run = run_of(tmp_path, settings, FROM_LEDGER)
+    load_data(run)
+    opened = vars(run)["ledger"]
+    assert connections_of(opened) == 1
+    run.discard()
+    assert connections_of(opened) == 0
+    run.discard()  # which has nothing to close
+
+
+def connections_of(ledger: Ledger) -> int:
+    pool = ledger.engine.pool
+    assert isinstance(pool, QueuePool)
+    return pool.checkedin() + pool.checkedout()
+
+
 def test_bad_rows_are_left_out_and_told(tmp_path: Path, ledger: Ledger) -> None:
     rows = readings().astype({"flow": object})
     rows.loc[3, "flow"] = "broken"
@@ -113,6 +134,80 @@ def test_bad_rows_are_left_out_and_told(tmp_path: Path, ledger: Ledger) -> None:
         (3, "a", "flow"),
         (70, "b", "ambient"),
     ]
+
+
+UNREAD = {
+    "soon": "cannot be read: the timestamp 'soon' is not in ISO 8601",
+    "2024-13-01": "cannot be read: the timestamp '2024-13-01' is not in ISO 8601",
+    "2024-03-31T02:30": "cannot be read: 2024-03-31 02:30:00 does not exist in Europe/Berlin",
+    "2024-10-27T02:30": "cannot be read: 2024-10-27 02:30:00 happened twice in Europe/Berlin",
+}
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet", "sql"])
+@pytest.mark.parametrize("stamp", UNREAD)
+def test_a_timestamp_that_cannot_be_read_fails_alone(
+    tmp_path: Path, ledger: Ledger, monkeypatch: pytest.MonkeyPatch, kind: str, stamp: str
+) -> None:
+    rows = readings().assign(ds=lambda told: told["ds"].dt.strftime("%Y-%m-%dT%H:%M"))
+    rows.loc[70, "ds"] = stamp
+    source = write_as(kind, rows, tmp_path, monkeypatch)
+    text = JOB.replace("{kind: csv, path: readings.csv}", source)
+
+    done = ingest(tmp_path, ledger, text)
+
+    assert (done.rows, done.refused, done.new) == (120, 1, 238)
+    (refusal,) = done.refusals
+    assert (refusal.row, refusal.unique_id, refusal.column) == (70, "b", "ds")
+    assert refusal.reason.startswith(UNREAD[stamp])
+    assert str(ledger.observations.read("plant", column="flow").ds_R[1])[:16] == "2024-01-01T00:00"
+    with pytest.raises(SourceError, match="series 'b': "):
+        load_data(run_of(tmp_path, PipelineSettings(), text))
+
+
+def write_as(kind: str, rows: pd.DataFrame, folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Write rows as a kind of source has them; return the source."""
+    if kind == "sql":
+        url = f"sqlite:///{folder}/plant.db"
+        monkeypatch.setenv("PLANT_DB", url)
+        rows.assign(written=range(len(rows))).to_sql("readings", url, index=False)
+        return "{kind: sql, url_env: PLANT_DB, table: readings, watermark: written, timezone: Europe/Berlin}"
+    if kind == "parquet":
+        rows.to_parquet(folder / "readings.parquet")
+    else:
+        rows.to_csv(folder / "readings.csv", index=False)
+    return f"{{kind: {kind}, path: readings.{kind}, timezone: Europe/Berlin}}"
+
+
+def test_timestamps_with_and_without_an_offset_are_kept_and_refused_row_by_row(
+    tmp_path: Path, ledger: Ledger
+) -> None:
+    stamps = readings()["ds"].dt.strftime("%Y-%m-%dT%H:%M") + ["+01:00", "+02:00"] * 60
+    stamps[[3, 4, 70]] = ["2024-01-01T03:00", "2024-01-01T04:00", "soon"]
+    readings().assign(ds=stamps).to_csv(tmp_path / "readings.csv", index=False)
+
+    done = ingest(tmp_path, ledger)
+
+    assert [refusal.row for refusal in done.refusals] == [3, 4, 70]
+    assert "carries no UTC offset, and other timestamps do" in done.refusals[0].reason
+    assert ledger.observations.read("plant", column="flow").ds_R[0] == np.datetime64("2023-12-31T23:00")
+
+
+def test_a_row_without_a_name_fails_alone(tmp_path: Path, ledger: Ledger) -> None:
+    rows = readings()
+    rows.loc[5, "unique_id"] = ""
+    rows.to_csv(tmp_path / "readings.csv", index=False)
+    done = ingest(tmp_path, ledger)
+    assert (done.new, [(refusal.row, refusal.column) for refusal in done.refusals]) == (238, [(5, "unique_id")])
+
+
+def test_of_many_timestamps_that_cannot_be_read_the_first_are_told(tmp_path: Path, ledger: Ledger) -> None:
+    rows = readings(n=200).astype({"ds": object})
+    rows.loc[10:, "ds"] = "soon"
+    rows.to_csv(tmp_path / "readings.csv", index=False)
+    done = ingest(tmp_path, ledger)
+    assert (done.refused, len(done.refusals)) == (390, 100)
+    assert {refusal.reason.split(",")[0] for refusal in done.refusals} == {UNREAD["soon"]}
 
 
 def test_nothing_that_can_be_kept_is_an_error(tmp_path: Path, ledger: Ledger) -> None:

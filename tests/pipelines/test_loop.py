@@ -110,13 +110,13 @@ def test_a_reason_to_retrain_is_asked_for_once_and_then_there_is_a_pause(
 
     loop.ledger.runs.start(queued.key, "worker")
     loop.ledger.runs.finish(queued.key, "failed", error="no reason")
-    loop._seen.clear()
+    loop.turned_at.clear()
     pausing = go_round(loop, jobs)
     assert pausing is not None
     assert pausing.turns[1].asked == ()
 
     clock.now += timedelta(hours=25)
-    loop._seen.clear()
+    loop.turned_at.clear()
     resting = go_round(loop, jobs)
     assert resting is not None
     assert [trigger.kind for trigger in resting.turns[1].asked] == ["new_data"]

@@ -106,6 +106,18 @@ def test_a_refresh_has_to_be_shown_to_be_within_the_margin(worse_by: float, spre
     assert decision.numbers["kind"] == "refresh"
 
 
+def test_a_refresh_pays_for_the_looks_before_it() -> None:
+    noise = np.random.default_rng(6).normal(0, 0.05, size=(40, 1))
+    losses = CHAMPION.losses_KN * (1 + noise - noise.mean())
+    refresh = Evidence("lstm", float(losses.mean()), losses)
+    first, later = (
+        decide(refresh, CHAMPION, BASELINE, GATE, lags=0, refresh=True, account=Account(looks=looks))
+        for looks in (0, GATE.looks - 1)
+    )
+    assert later.numbers["level"] < first.numbers["p_value"] == later.numbers["p_value"] < GATE.alpha
+    assert later.action == "shadow"
+
+
 def test_the_margin_of_a_root_is_that_of_its_square() -> None:
     assert margin_of(GateConfig(metric="crps", margin=0.02)) == 0.02
     assert margin_of(GateConfig(metric="rmse", margin=0.02)) == pytest.approx(0.0404)
@@ -229,6 +241,18 @@ def test_who_is_mostly_a_little_better_and_terrible_at_times_is_not_promoted() -
     decision = judge_trial(lucky, level=0.01, most=60)
     assert decision.numbers["evidence"] > 100
     assert decision.action == "shadow"
+
+
+def test_who_is_mostly_a_little_worse_beside_one_terrible_at_times_is_not_given_up() -> None:
+    unlucky = live(1.0, 0.9, 50, spread=0.01)
+    unlucky.champion_K[-4:] = 9.0
+    trial = judge_trial(unlucky, level=0.01, most=60)
+    assert trial.numbers["evidence_of_worse"] > 100
+    assert trial.action == "shadow"
+    other_way = Live(unlucky.champion, unlucky.challenger, unlucky.champion_K, unlucky.challenger_K, lags=0)
+    watch = judge_watch(other_way, level=0.01, most=60)
+    assert watch.numbers["evidence"] > 100
+    assert watch.action == "shadow"
 
 
 def test_a_trial_without_a_score_goes_on() -> None:

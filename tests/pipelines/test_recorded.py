@@ -14,10 +14,11 @@ from ledger.runs import RunRecord
 from pipelines import recorded
 from pipelines.recorded import retrain_recorded
 from pipelines.report import LogReporter
-from pipelines.retrain import Outcome, run_now
+from pipelines.retrain import Outcome
 from pipelines.run import new_run
 from pipelines.schedule import DurableSteps
 from pipelines.settings import PipelineSettings
+from pipelines.steps import run_now
 from tests.processes import write_job
 
 

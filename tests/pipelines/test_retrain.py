@@ -36,10 +36,13 @@ from forecasting.registry import (
     open_registry,
 )
 from ledger.decisions import RecordedDecision
+from pipelines.fitting import fit_forecaster
+from pipelines.load import load_data
 from pipelines.promotion import Account
-from pipelines.retrain import account_of, backtest, fit_forecaster, load_data, retrain, run_now, train
+from pipelines.retrain import account_of, backtest, retrain, train
 from pipelines.run import Run, new_run
 from pipelines.settings import PipelineSettings
+from pipelines.steps import run_now
 from tests.conftest import free_port
 from tests.pipelines.conftest import TINY
 from training.backtest import leaderboard

@@ -5,9 +5,10 @@ from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from ledger.forecasts import ForecastInputs
+from ledger.forecasts import FloatArray, ForecastInputs
 from ledger.ledger import Ledger, open_ledger
 from pipelines.score import score_matured, seasonal_naive
 from tests.ledger.conftest import Ticking
@@ -24,6 +25,9 @@ def ledger(tmp_path: Path, clock: Ticking) -> Iterator[Ledger]:
     opened = open_ledger(f"sqlite:///{tmp_path}/ledger.db", clock)
     yield opened
     opened.close()
+
+
+PUMPS = ("pump-1", "pump-2")
 
 
 def stretch_of(ledger: Ledger, version: str = "1", step: int = 1) -> float:
@@ -48,6 +52,38 @@ def test_each_actual_teaches_once(ledger: Ledger) -> None:
     assert stretch_of(ledger) == pytest.approx(0.095, abs=1e-6)
     # Of two steps ahead less is learned from each: the forecasts in between are alike.
     assert stretch_of(ledger, step=2) == pytest.approx(0.095 / np.sqrt(2), abs=1e-6)
+
+
+def quantiles_with(broken: float, step: int | None = None) -> FloatArray:
+    """Return quantiles that are no numbers, at all steps or one; the median of that one is."""
+    values_HQ = issued(1).values_HQ.copy()
+    values_HQ[slice(None) if step is None else step - 1, : len(QUANTILES) // 2] = -broken
+    values_HQ[slice(None) if step is None else step - 1, len(QUANTILES) // 2 + 1 :] = broken
+    return values_HQ
+
+
+@pytest.mark.parametrize("broken", [np.nan, np.inf])
+def test_a_forecast_that_is_no_number_has_no_score_and_teaches_nothing(ledger: Ledger, broken: float) -> None:
+    ledger.forecasts.append(
+        [
+            issued(1, values_HQ=quantiles_with(broken, step=2)),
+            issued(1, unique_id="pump-2", values_HQ=quantiles_with(broken)),
+        ]
+    )
+    ledger.observations.append("pumps", pd.concat([rows_of([8, 9, 99, 99, 99], name) for name in PUMPS]))
+    report = score_matured(ledger)
+    one, other = (ledger.forecasts.of_series("pumps", name)[0].id or 0 for name in PUMPS)
+    assert ledger.scores.of_forecast(one)["step"].tolist() == [1, 3]
+    assert ledger.scores.of_forecast(other).empty
+    assert (report.forecasts, report.scores, report.adjusted) == (2, 4, 1)
+    assert stretch_of(ledger) > 0
+    assert stretch_of(ledger, step=2) == 0
+    assert ledger.scores.due().tolist() == []
+
+    # Another forecast at the same cutoff still can teach what it could not.
+    ledger.forecasts.append([issued(1, forecast_id="again")])
+    assert score_matured(ledger).adjusted == 1
+    assert stretch_of(ledger, step=2) > 0
 
 
 def test_what_was_added_to_a_forecast_is_taken_off_before_it_teaches(ledger: Ledger) -> None:

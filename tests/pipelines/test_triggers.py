@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from forecasting.artifact import save_artifact
 from forecasting.registry import CHAMPION, DirectoryRegistry
 from ledger.ledger import Ledger, open_ledger
+from ledger.scores import ScoreStore
 from pipelines.triggers import check_coverage, check_skill, check_triggers, request_retraining
 from tests.conftest import make_forecaster
 from tests.ledger.conftest import Ticking
@@ -85,6 +86,45 @@ def test_coverage_off_the_mark_is_told_on_both_sides() -> None:
     assert high is not None
     assert low.kind == high.kind == "coverage"
     assert "the live coverage of 80 % is 7" in low.cause
+
+
+def test_levels_share_the_chance_of_a_false_alarm() -> None:
+    job, config = parse_job(JOB), TriggersConfig()
+    flat = np.ones(60)
+    many = tuple(range(81, 90))
+    frame = cutoffs(flat, flat, 0.76).assign(**{f"coverage_{level}": level / 100 for level in many})
+    alone = check_coverage(frame, job.model_copy(update={"level": (80,)}), config)
+    assert alone is not None
+    assert check_coverage(frame, job.model_copy(update={"level": (80, *many)}), config) is None
+
+
+def test_only_the_newest_cutoffs_count(
+    ledger: Ledger, registry: DirectoryRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = job_with(skill=True)
+    assert job.triggers is not None
+    bad, good = (cutoffs(errors(1, mean), errors(2, 1.0), 0.8) for mean in (1.3, 0.99))
+    newest = pd.concat([bad, good.assign(cutoff=good["cutoff"] + pd.Timedelta(days=60))])
+    assert len(good) >= job.triggers.cutoffs
+    for frame, kinds in ((newest, []), (bad, ["skill"])):
+        monkeypatch.setattr(ScoreStore, "by_cutoff", lambda *_, frame=frame, **__: frame)
+        assert [trigger.kind for trigger in check_triggers(job, ledger, registry)] == kinds
+
+
+def test_coverage_that_was_not_measured_is_no_cause(ledger: Ledger) -> None:
+    """The levels of a job may reach beyond what its champion was trained for."""
+    job, config = parse_job(JOB), TriggersConfig()
+    flat = np.ones(60)
+    unknown = cutoffs(flat, flat, 0.8).assign(coverage_95=np.nan)
+    assert check_coverage(unknown, job, config) is None
+    partly = cutoffs(flat, flat, 0.7)
+    partly.loc[:20, "coverage_80"] = np.nan
+    found = check_coverage(partly, job, config)
+    assert found is not None
+    assert "the live coverage of 80 % is 69.1 %" in found.cause
+    assert "on 39 cutoffs" in found.cause
+    partly.loc[:45, "coverage_80"] = np.nan
+    assert check_coverage(partly, job, config) is None, "too few cutoffs"
 
 
 def test_chance_alarms_no_more_often_than_alpha() -> None:

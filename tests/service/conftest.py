@@ -105,6 +105,7 @@ def serve_app(app: FastAPI, *, ready: bool = True) -> Iterator[httpx.Client]:
     """Run an application behind a real socket."""
     config = uvicorn.Config(app, host="127.0.0.1", port=0, log_config=None, access_log=False, lifespan="on")
     server = uvicorn.Server(config)
+    app.state.server = server
     thread = threading.Thread(target=server.run)
     thread.start()
     wait_until(lambda: server.started)
@@ -190,9 +191,15 @@ def ask(client: httpx.Client) -> Ask:
     """Post one series to a model: `ask("pump", y=[...], start="2024-01-01")`."""
 
     def post(
-        model: str, h: int | None = None, level: list[float] | None = None, **series: object
+        model: str,
+        h: int | None = None,
+        level: list[float] | None = None,
+        *,
+        fallback: bool = True,
+        **series: object,
     ) -> httpx.Response:
-        body = {"model": model, "h": h, "level": level, "series": [{"unique_id": "pump-7", **series}]}
+        asked = {"model": model, "h": h, "level": level, "fallback": fallback}
+        body = {**asked, "series": [{"unique_id": "pump-7", **series}]}
         return client.post("/v1/forecast", json=body)
 
     return post

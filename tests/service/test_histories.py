@@ -29,7 +29,7 @@ MODELS = {freq: loaded(freq) for freq in FREQS}
 
 
 def ask(freq: str, *series: SeriesHistory, h: int | None = None, **limits: int) -> Prepared:
-    request = ForecastRequest.model_construct(model="pump", h=h, level=None, series=list(series))
+    request = ForecastRequest.model_construct(model="pump", h=h, level=None, series=list(series), fallback=False)
     return prepare(request, MODELS[freq], ServiceSettings(**limits))
 
 

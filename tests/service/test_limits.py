@@ -1,12 +1,14 @@
-"""What gets in: JSON, within its size and its time, whatever the headers say."""
+"""What gets in: JSON, within its size and its time, packed or not, whatever the headers say."""
 
+import gzip
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import httpx
 import pytest
+import zstandard
 
 from tests.service.conftest import Publish, Serve, build_forecaster, wait_until
 
@@ -84,7 +86,8 @@ def test_a_client_that_leaves_midway_is_no_failure_of_the_service(
         {"content-type": "application/x-www-form-urlencoded"},
         {"content-type": "application/json; charset=latin-1"},
         {"content-type": "application/jsonx"},
-        {"content-type": "application/json", "content-encoding": "gzip"},
+        {"content-type": "application/json", "content-encoding": "br"},
+        {"content-type": "application/json", "content-encoding": "gzip, gzip"},
     ],
 )
 def test_a_body_that_is_not_declared_as_plain_json_is_refused(
@@ -125,3 +128,102 @@ def test_more_requests_than_can_wait_are_asked_to_come_back(publish: Publish, se
 def test_a_body_declared_too_large_is_refused_before_it_is_sent(small: httpx.Client) -> None:
     head = b"Content-Type: application/json\r\nContent-Length: 2001\r\nConnection: close"
     assert raw_request(small, head, b"").startswith(b"HTTP/1.1 413")
+
+
+PACK = {"gzip": gzip.compress, "zstd": zstandard.ZstdCompressor().compress}
+each_encoding = pytest.mark.parametrize("encoding", PACK)
+
+
+def post_packed(client: httpx.Client, encoding: str, packed: bytes, path: str = "/v1/forecast") -> httpx.Response:
+    return client.post(path, content=packed, headers=JSON | {"content-encoding": encoding})
+
+
+@each_encoding
+def test_a_packed_body_is_answered_like_the_plain_one(small: httpx.Client, encoding: str) -> None:
+    packed, plain = (
+        post_packed(small, encoding, PACK[encoding](GOOD)),
+        small.post("/v1/forecast", content=GOOD, headers=JSON),
+    )
+    assert (packed.status_code, packed.json()["forecasts"]) == (200, plain.json()["forecasts"])
+
+
+@each_encoding
+def test_observations_may_be_packed_too(client: httpx.Client, encoding: str) -> None:
+    body = b'{"dataset":"packed","observations":[{"unique_id":"a","ds":"2024-01-01","y":1}]}'
+    assert post_packed(client, encoding, PACK[encoding](body), "/v1/observations").json()["refused"] == 0
+
+
+@each_encoding
+def test_what_is_packed_has_the_limit_of_what_is_not(small: httpx.Client, encoding: str) -> None:
+    assert post_packed(small, encoding, PACK[encoding](pad(GOOD, 2000))).status_code == 200
+    answer = post_packed(small, encoding, PACK[encoding](pad(GOOD, 2001)))
+    assert (answer.status_code, slug(answer)) == (413, "body-too-large")
+    assert answer.json()["detail"] == "the body unpacks to more than 2000 bytes, the most this service takes"
+
+
+@each_encoding
+@pytest.mark.parametrize("path", ["/v1/forecast", "/v1/observations"])
+def test_a_bomb_is_refused_at_once_and_the_service_answers_on(
+    client: httpx.Client, encoding: str, path: str
+) -> None:
+    bomb = PACK[encoding](b" " * 64 * 1024**2)
+    began = time.monotonic()
+    answer = post_packed(client, encoding, bomb, path)
+    assert (answer.status_code, slug(answer)) == (413, "body-too-large")
+    assert time.monotonic() - began < 5
+    assert client.get("/health/live").status_code == 200
+
+
+@each_encoding
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda packed: packed[:-5], "it ends too early"),
+        (lambda _: b"", "it ends too early"),
+        (lambda packed: packed + b"x", "something follows it"),
+        (lambda _: GOOD, "it is damaged"),
+    ],
+)
+def test_a_packed_body_that_is_not_whole_is_refused(
+    client: httpx.Client, encoding: str, damage: Callable[[bytes], bytes], reason: str
+) -> None:
+    answer = post_packed(client, encoding, damage(PACK[encoding](GOOD)))
+    assert (answer.status_code, slug(answer)) == (400, "bad-encoding")
+    assert answer.json()["detail"] == f"the body is not what content-encoding: {encoding} says: {reason}"
+
+
+def test_a_body_is_packed_once(client: httpx.Client) -> None:
+    twice = [("content-type", "application/json"), ("content-encoding", "gzip"), ("content-encoding", "gzip")]
+    answer = client.post("/v1/forecast", content=gzip.compress(gzip.compress(GOOD)), headers=twice)
+    assert (answer.status_code, slug(answer)) == (415, "unsupported-media-type")
+
+
+def test_an_encoding_that_is_not_taken_is_answered_with_those_that_are(client: httpx.Client) -> None:
+    answer = post_packed(client, "br", GOOD)
+    assert (answer.status_code, answer.headers["accept-encoding"]) == (415, "gzip, zstd")
+
+
+DEEP = 100_000
+NESTS = [
+    b"[" * DEEP + b"]" * DEEP,
+    b'{"a":' * DEEP + b"1" + b"}" * DEEP,
+    b"[" * DEEP,
+    b'{"model":"pump","series":[{"unique_id":"a","start":"2024-01-01","y":' + b"[" * DEEP + b"]" * DEEP + b"}]}",
+    b'{"dataset":"d","observations":[{"unique_id":"a","ds":"2024-01-01","y":' + b"[" * DEEP + b"]" * DEEP + b"}]}",
+]
+
+
+@pytest.mark.parametrize("nest", NESTS, ids=["lists", "objects", "open", "values", "rows"])
+@pytest.mark.parametrize(
+    ("path", "media_type"),
+    [
+        ("/v1/forecast", "application/json"),
+        ("/v1/observations", "application/json"),
+        ("/v1/observations?dataset=d", "application/x-ndjson"),
+    ],
+)
+def test_json_in_json_in_json_is_refused(client: httpx.Client, path: str, media_type: str, nest: bytes) -> None:
+    answer = client.post(path, content=nest, headers={"content-type": media_type})
+    assert answer.status_code in (400, 422)
+    assert slug(answer) in ("malformed-json", "invalid-request")
+    assert len(answer.content) < 10_000

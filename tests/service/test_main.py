@@ -1,5 +1,6 @@
 """The real process: `python -m service`, its exit codes, and how it leaves."""
 
+import json
 import os
 import re
 import signal
@@ -28,10 +29,12 @@ JSON = {"content-type": "application/json"}
 class Process:
     """A service process whose log is read as it is written."""
 
+    module = "service"
+
     def __init__(self, **environment: str) -> None:
         env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error", **environment}
         self.popen = subprocess.Popen(
-            [sys.executable, "-m", "service"], cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True
+            [sys.executable, "-m", self.module], cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True
         )
         self.lines: list[str] = []
         self._reader = threading.Thread(target=self._read)
@@ -90,7 +93,7 @@ def test_it_starts_from_the_environment_alone_answers_and_exits_with_0_on_sigter
     publish: Publish, start: Callable[..., Process]
 ) -> None:
     publish(build_forecaster("pump"))
-    process = start(HINDCAST_DRAIN_SECONDS="0")
+    process = start(HINDCAST_DRAIN_SECONDS="0", HINDCAST_LOG_REQUESTS="all")
     wait_until(process.is_ready)
     answer = process.client.post("/v1/forecast", content=big_body(1, 12), headers=JSON)
     assert answer.status_code == 200
@@ -98,7 +101,10 @@ def test_it_starts_from_the_environment_alone_answers_and_exits_with_0_on_sigter
     assert process.client.get("/docs").status_code == 200
     process.popen.send_signal(signal.SIGTERM)
     assert process.popen.wait(timeout=20) == 0
-    assert f"id={answer.headers['x-request-id']} POST /v1/forecast status=200" in process.log
+    lines = [json.loads(line) for line in process.lines]
+    told = next(line for line in lines if line.get("request_id") == answer.headers["x-request-id"])
+    assert (told["method"], told["path"], told["status"], told["version"]) == ("POST", "/v1/forecast", 200, "1")
+    assert {line["logger"] for line in lines} >= {"uvicorn.error", "hindcast.models", "hindcast.requests"}
     assert "Traceback" not in process.log
 
 
@@ -135,10 +141,19 @@ def test_ctrl_c_leaves_at_once_and_cleanly(publish: Publish, start: Callable[...
     assert "Traceback" not in process.log
 
 
+def test_a_file_of_keys_it_cannot_read_ends_it_with_2_and_the_reason(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "keys.json").write_text("{")
+    for host in ("127.0.0.1", "0.0.0.0"):  # noqa: S104  (refused)
+        assert main(["--home", str(tmp_path), "--host", host]) == 2
+        assert "keys.json is not a file of keys" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (["--host", "0.0.0.0"], "no authentication yet"),  # noqa: S104
+        (["--host", "0.0.0.0"], "no API keys"),  # noqa: S104
         (["--port", "x"], "HINDCAST_PORT: Input should be a valid integer"),
         (["--models", "No Such"], "HINDCAST_MODELS: no model can be named 'No Such'"),
     ],

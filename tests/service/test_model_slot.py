@@ -85,7 +85,8 @@ def test_every_answer_comes_wholly_from_one_version_while_the_alias_moves(
         stop.set()
         answers = [answer for future in asking for answer in future.result()]
     assert {version for version, _ in answers} == {"1", "2", "3"}
-    assert all(mean == expected[version] for version, mean in answers)
+    # In other company a window's last bits may differ: kernels depend on the size of the batch.
+    assert all(mean == pytest.approx(expected[version], rel=1e-6) for version, mean in answers)
 
 
 def test_a_version_that_was_published_anew_under_its_old_number_is_noticed(
@@ -249,7 +250,7 @@ def test_a_new_model_that_cannot_be_loaded_takes_nothing_from_the_others(publish
         wait_until(lambda: client.get("/v1/models/fan").status_code == 200)
         assert client.get("/v1/models/fan").json()["status"] == "failed"
         assert client.get("/health/ready").status_code == 200
-        answer = client.post("/v1/forecast", json={**REQUEST, "model": "fan"})
+        answer = client.post("/v1/forecast", json={**REQUEST, "model": "fan", "fallback": False})
         assert answer.status_code == 503
         assert answer.headers["retry-after"] == "5"
         assert answer.json()["type"] == "urn:hindcast:problem:model-not-loaded"

@@ -2,6 +2,8 @@
 
 import json
 import re
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -16,6 +18,7 @@ from schemathesis.schemas import BaseSchema
 
 from forecasting.forecaster import Forecaster
 from forecasting.spec import CovariatesSpec
+from service.key_store import create_key
 from service.openapi import EXAMPLE_ANSWER
 from service.problems import KINDS, Problem
 from service.schemas import ForecastAnswer
@@ -77,7 +80,22 @@ def test_every_error_example_is_a_problem(document: dict[str, Any]) -> None:
                     assert str(problem.status) == status
                     seen.add(problem.type)
     framework_only = {"bad-request", "not-found", "method-not-allowed", "not-ready"}
-    assert seen == {kind.type for kind in KINDS if kind.slug not in framework_only}
+    before_any_route = {"unauthenticated", "missing-scope", "foreign-origin", "rate-limited", "head-too-large"}
+    before_any_route |= {"deadline-exceeded"}
+    assert seen == {kind.type for kind in KINDS if kind.slug not in framework_only | before_any_route}
+
+
+def test_where_keys_are_asked_for_the_document_says_how_and_which_scope(serve: Serve, tmp_path: Path) -> None:
+    _, key = create_key(tmp_path / "keys.json", "reader", ["read"], datetime.now(UTC))
+    with serve(keys_file=tmp_path / "keys.json", ready=False) as client:
+        document = client.get("/openapi.json", headers={"x-api-key": key}).json()
+    assert document["components"]["securitySchemes"].keys() == {"bearer", "header"}
+    forecast, live = forecast_operation(document), document["paths"]["/health/live"]["get"]
+    assert forecast["security"] == [{"bearer": []}, {"header": []}]
+    assert forecast["description"].endswith("Needs a key (forecast).")
+    assert {"401", "403", "429"} <= forecast["responses"].keys()
+    assert "security" not in live
+    assert "401" not in live["responses"]
 
 
 def test_every_reference_can_be_followed(document: dict[str, Any]) -> None:
@@ -125,7 +143,32 @@ ROUTES = [
     ("GET", "/health/live"),
     ("GET", "/health/ready"),
     ("GET", "/metrics"),
+    ("GET", "/validate_api_key"),
+    ("GET", "/model_params"),
+    ("POST", "/v2/forecast"),
+    ("POST", "/v2/cross_validation"),
+    ("POST", "/v2/anomaly_detection"),
+    ("GET", "/v2"),
+    ("GET", "/v2/health/live"),
+    ("GET", "/v2/health/ready"),
+    ("POST", "/v2/repository/index"),
+    ("GET", "/v2/models/{model}/versions/{version}"),
+    ("GET", "/v2/models/{model}"),
+    ("GET", "/v2/models/{model}/versions/{version}/ready"),
+    ("GET", "/v2/models/{model}/ready"),
+    ("POST", "/v2/models/{model}/versions/{version}/infer"),
+    ("POST", "/v2/models/{model}/infer"),
+    ("GET", "/ping"),
+    ("GET", "/version"),
+    ("POST", "/invocations"),
 ]
+
+
+NOTHING_TO_BREAK = {
+    *("/v1/models", "/v1/models/{model}", "/v1/jobs", "/v1/jobs/{job}", "/v1/jobs/{job}/runs/{key}"),
+    *("/health/live", "/health/ready", "/metrics"),
+}
+"""They take neither a body nor parameters but names, and any text may be one."""
 
 
 def test_every_documented_route_is_tried(document: dict[str, Any]) -> None:
@@ -165,8 +208,15 @@ def test_answers_conform_to_the_document_and_none_is_a_5xx(api_schema: BaseSchem
     hold(api_schema[path][method].as_strategy(), 25)
 
 
-def test_requests_that_break_the_document_are_refused_as_it_says(api_schema: BaseSchema) -> None:
-    hold(api_schema["/v1/forecast"]["POST"].as_strategy(generation_mode=GenerationMode.NEGATIVE), 40)
+CAN_BE_BROKEN = [(method, path) for method, path in ROUTES if path not in NOTHING_TO_BREAK]
+
+
+@pytest.mark.parametrize(("method", "path"), CAN_BE_BROKEN)
+def test_requests_that_break_the_document_are_refused_as_it_says(
+    api_schema: BaseSchema, method: str, path: str
+) -> None:
+    examples = 40 if path == "/v1/forecast" else 15
+    hold(api_schema[path][method].as_strategy(generation_mode=GenerationMode.NEGATIVE), examples)
 
 
 def test_requests_to_real_models_are_answered_or_refused_as_it_says(
@@ -195,6 +245,35 @@ def test_observations_of_real_models_are_taken_in_or_refused_as_it_says(
         return case
 
     hold(cases(), 60)
+
+
+@pytest.mark.parametrize(
+    ("path", "asked"),
+    [
+        ("/v2/forecast", {"freq": "h"}),
+        ("/v2/cross_validation", {"freq": "h"}),
+        ("/v2/anomaly_detection", {"model": "pump", "freq": "h"}),
+        ("/v2/models/{model}/infer", {}),
+        ("/invocations", {}),
+    ],
+)
+def test_requests_of_other_protocols_to_real_models_are_answered_or_refused_as_it_says(
+    api_schema: BaseSchema, path: str, asked: dict[str, str]
+) -> None:
+    """The document's requests, with the name of a model that is there."""
+
+    @st.composite
+    def cases(draw: st.DrawFn) -> Case:
+        case = draw(api_schema[path]["POST"].as_strategy())
+        if isinstance(case.body, dict):
+            case.body |= asked
+        if "{model}" in path:
+            case.path_parameters = {"model": "pump"}
+        elif path == "/invocations":
+            case.query = {"model": "pump"}
+        return case
+
+    hold(cases(), 25)
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,13 @@
 """What the service can be told, and what it refuses to be told."""
 
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
 from service.__main__ import read_settings
+from service.key_store import create_key
 from service.runtime import choose_device
 from service.settings import ServiceSettings
 
@@ -25,10 +27,10 @@ def test_the_registry_lies_below_home_unless_said_otherwise(tmp_path: Path) -> N
 def test_the_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HINDCAST_MODELS", "co2, sp500,")
     monkeypatch.setenv("HINDCAST_PORT", "0")
-    monkeypatch.setenv("HINDCAST_ALLOW_PUBLIC", "true")
-    monkeypatch.setenv("HINDCAST_HOST", "0.0.0.0")  # noqa: S104  (allowed, and never bound)
+    monkeypatch.setenv("HINDCAST_CORS_ORIGINS", "https://plant.example, http://localhost:3000")
     settings = ServiceSettings()
-    assert (settings.models, settings.port, settings.host) == (("co2", "sp500"), 0, "0.0.0.0")  # noqa: S104
+    assert (settings.models, settings.port) == (("co2", "sp500"), 0)
+    assert settings.cors_origins == ("https://plant.example", "http://localhost:3000")
 
 
 def test_flags_win_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,10 +40,16 @@ def test_flags_win_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.4", "::", "hindcast.example"])  # noqa: S104
-def test_a_host_others_can_reach_is_refused_and_the_reason_given(host: str) -> None:
-    with pytest.raises(ValidationError, match="no authentication yet"):
-        ServiceSettings(host=host)
-    assert ServiceSettings(host=host, allow_public=True).host == host
+def test_a_host_others_can_reach_needs_keys_and_is_told_how_to_make_one(host: str, tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match=r"no API keys .* `hindcast keys create NAME` makes one"):
+        ServiceSettings(host=host, home=tmp_path)
+    create_key(tmp_path / "keys.json", "ops", ["admin"], datetime.now(UTC))
+    assert ServiceSettings(host=host, home=tmp_path).host == host
+
+
+def test_a_file_of_keys_that_is_named_is_enough_for_a_host_others_can_reach(tmp_path: Path) -> None:
+    """Nobody is let in before it has a key."""
+    assert not ServiceSettings(host="0.0.0.0", keys_file=tmp_path / "later.json").is_local  # noqa: S104
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
@@ -58,6 +66,10 @@ def test_loopback_is_fine(host: str) -> None:
         {"max_series": 0},
         {"device": "tpu"},
         {"hots": 1},
+        {"cors_origins": "plant.example"},
+        {"cors_origins": "https://plant.example/"},
+        {"cors_origins": "null"},
+        {"key_rate": 0},
     ],
 )
 def test_impossible_values_are_refused(wrong: dict[str, object]) -> None:

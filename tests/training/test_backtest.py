@@ -130,9 +130,10 @@ def test_scores_agree_with_the_metrics_computed_directly() -> None:
     inside = (test.actual_BH >= columns["lo-80"]) & (test.actual_BH <= columns["hi-80"])
     assert scores["coverage_80"] == pytest.approx(inside[np.isfinite(test.actual_BH)].mean())
     assert test.mae_by_step()[0] == pytest.approx(np.nanmean(errors[:, 0]))
-    assert test.loss_by_cutoff("mae")[0] == pytest.approx(
-        np.mean([np.nanmean(row) for row in errors[test.cutoff_B == 150]])
-    )
+    asked = list(zip(test.cutoff_B // 10 - 15, test.series_B, strict=True))
+    loss_KN = test.loss_by_series("mae")
+    assert [loss_KN[k, n] for k, n in asked] == pytest.approx([np.nanmean(row) for row in errors])
+    assert np.isfinite(loss_KN).sum() == len(asked)
 
 
 def test_log_returns_are_scored_in_percent() -> None:

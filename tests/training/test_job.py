@@ -131,6 +131,8 @@ def test_a_candidate_of_a_baselines_kind_stands_beside_the_baseline() -> None:
         ("schedule", {"cron": "0 6 * * 1", "timezone": "Mars/Olympus"}, r"unknown time zone 'Mars/Olympus'"),
         ("schedule", {"cron": "0 6 * * 1", "sessions": "NOPE"}, r"schedule\.sessions: .*'NOPE'"),
         ("schedule", {"cron": "0 6 * * 1", "sessions": "D"}, r"schedule\.sessions: 'D' is not an exchange"),
+        ("source", {"kind": "csv", "path": "a.csv", "timezone": "Mars/Olympus"}, r"source\..*zone 'Mars/Olympus'"),
+        ("source", {"kind": "sql", "url_env": "A", "table": "t", "timezone": ""}, r"source\..*time zone ''"),
         ("source", {"kind": "oracle"}, r"source: .*oracle"),
         ("training.learning_rate", float("nan"), r"training\.learning_rate"),
     ],

@@ -7,7 +7,6 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Literal
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import pandas as pd
 import pyarrow as pa
@@ -18,7 +17,7 @@ from pydantic import Field, field_validator, model_validator
 
 from forecasting.errors import SourceError
 from training.sources.base import SourceConfig, SourceContext
-from training.sources.wall_clock import EPOCH_UNITS, localise, parse_timestamps
+from training.sources.wall_clock import EPOCH_UNITS, TimeZone, read_timestamps
 
 NAMES = ("unique_id", "ds")
 MISSING = ("", "NA", "N/A", "NaN", "nan", "NAN", "null", "NULL", "None", "-")
@@ -47,19 +46,11 @@ class FileSource(SourceConfig):
         description=f"How timestamps are written: a strptime format, or {', '.join(EPOCH_UNITS)}. "
         "Default ISO 8601.",
     )
-    timezone: str | None = Field(
+    timezone: TimeZone | None = Field(
         None,
         description="Zone of wall-clock times without an offset, such as Europe/Berlin. Default: UTC for steps "
         "shorter than a day, and dates stay dates.",
     )
-
-    @field_validator("timezone")
-    @classmethod
-    def _timezone_is_known(cls, timezone: str | None) -> str | None:
-        try:
-            return timezone and ZoneInfo(timezone).key
-        except (ZoneInfoNotFoundError, ValueError, OSError) as error:
-            raise ValueError(f"unknown time zone {timezone!r}") from error
 
     @model_validator(mode="after")
     def _columns_fit_the_layout(self) -> "FileSource":
@@ -84,7 +75,7 @@ class FileSource(SourceConfig):
         for path in empty:
             context.note(f"{path} holds no rows")
         frame = pd.concat([self._to_long(tables[path], path) for path in paths if path not in empty])
-        return self._with_timestamps(frame.reset_index(drop=True))
+        return self._with_timestamps(frame.reset_index(drop=True), row_by_row=context.row_by_row)
 
     @property
     @abstractmethod
@@ -137,12 +128,13 @@ class FileSource(SourceConfig):
                 mapped = f" (columns: {name})" if name != column else ""
                 raise SourceError(f"{path} has no column {column!r}{mapped}; it has {there}")
 
-    def _with_timestamps(self, frame: pd.DataFrame) -> pd.DataFrame:
+    def _with_timestamps(self, frame: pd.DataFrame, *, row_by_row: bool) -> pd.DataFrame:
         names = frame["unique_id"]
-        if names.isna().any() or (names.astype(str).str.strip() == "").any():
+        if not row_by_row and (names.isna().any() or (names.astype(str).str.strip() == "").any()):
             raise SourceError(f"{self.path}: a row has no unique_id")
-        ds = parse_timestamps(frame["ds"], names, self.timestamp_format)
-        frame["ds"] = localise(ds, names, self.timezone) if self.timezone else ds
+        frame["ds"] = read_timestamps(
+            frame["ds"], names, self.timestamp_format, self.timezone, row_by_row=row_by_row
+        )
         return frame
 
 

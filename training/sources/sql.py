@@ -9,17 +9,16 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import numpy as np
 import pandas as pd
 import sqlalchemy as sa
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 from sqlalchemy.engine import Connection
 
 from forecasting.errors import SourceError
 from training.sources.base import SourceConfig, SourceContext
-from training.sources.wall_clock import localise, parse_timestamps
+from training.sources.wall_clock import TimeZone, read_timestamps
 
 ROWS_AT_A_TIME = 100_000
 CONNECT_SECONDS = 10
@@ -46,7 +45,7 @@ class SqlSource(SourceConfig):
         description="What a column is, and its name in the database: {unique_id: sensor, ds: time, y: value}. "
         "Naming value columns keeps only those; default all.",
     )
-    timezone: str | None = Field(
+    timezone: TimeZone | None = Field(
         None,
         description="Zone of timestamps without one, such as Europe/Berlin. Default: UTC, and dates stay dates.",
     )
@@ -65,14 +64,6 @@ class SqlSource(SourceConfig):
         "moment, or so many numbers.",
     )
 
-    @field_validator("timezone")
-    @classmethod
-    def _timezone_is_known(cls, timezone: str | None) -> str | None:
-        try:
-            return timezone and ZoneInfo(timezone).key
-        except (ZoneInfoNotFoundError, ValueError, OSError) as error:
-            raise ValueError(f"unknown time zone {timezone!r}") from error
-
     @model_validator(mode="after")
     def _names_one_thing(self) -> "SqlSource":
         if (self.table is None) == (self.query is None):
@@ -89,17 +80,19 @@ class SqlSource(SourceConfig):
         Raises:
             SourceError: the database did not answer, or has no such table or column.
         """
-        del context
-        parts = [rows for rows, _ in self.read_from(None)]
+        parts = [rows for rows, _ in self.read_from(None, row_by_row=context.row_by_row)]
         if not parts:
             raise SourceError(f"no rows in {self._what}")
         return pd.concat(parts, ignore_index=True)
 
-    def read_from(self, mark: Mark | None) -> Generator[tuple[pd.DataFrame, Mark | None]]:
+    def read_from(
+        self, mark: Mark | None, *, row_by_row: bool = False
+    ) -> Generator[tuple[pd.DataFrame, Mark | None]]:
         """Yield rows a hundred thousand at a time, each lot with the watermark it reaches.
 
         Args:
             mark: rows before it, less the overlap, are not read; None reads all.
+            row_by_row: a timestamp that cannot be read fails alone, see `read_timestamps`.
 
         Raises:
             SourceError: the database did not answer, or has no such table or column.
@@ -111,7 +104,7 @@ class SqlSource(SourceConfig):
                 for lot in result.partitions(ROWS_AT_A_TIME):
                     rows = [tuple(row) for row in lot]
                     table = pd.DataFrame.from_records(rows, columns=names, coerce_float=True)
-                    yield self._to_long(table), self._mark_of(table)
+                    yield self._to_long(table, row_by_row=row_by_row), self._mark_of(table)
 
     def _mark_of(self, table: pd.DataFrame) -> Mark | None:
         """Return the watermark of the last row."""
@@ -175,7 +168,7 @@ class SqlSource(SourceConfig):
             raise SourceError(f"{self.url_env} holds no URL such as postgresql://user@host/database") from None
         return url.set(drivername="postgresql+psycopg") if url.drivername in ("postgresql", "postgres") else url
 
-    def _to_long(self, table: pd.DataFrame) -> pd.DataFrame:
+    def _to_long(self, table: pd.DataFrame, *, row_by_row: bool) -> pd.DataFrame:
         wanted = {"unique_id": "unique_id", "ds": "ds"} | self.columns
         for name, column in wanted.items():
             if column not in table.columns:
@@ -189,8 +182,9 @@ class SqlSource(SourceConfig):
             columns={column: name for name, column in wanted.items()}
         )
         names = long["unique_id"].astype(str)
-        ds = parse_timestamps(_as_stamps(long["ds"]), names, self.timestamp_format)
-        return long.assign(ds=localise(ds, names, self.timezone) if self.timezone else ds)
+        stamps = _as_stamps(long["ds"])
+        ds = read_timestamps(stamps, names, self.timestamp_format, self.timezone, row_by_row=row_by_row)
+        return long.assign(ds=ds)
 
 
 def _as_stamps(ds: pd.Series) -> pd.Series:

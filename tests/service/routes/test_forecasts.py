@@ -256,7 +256,7 @@ def test_a_large_request_is_answered_like_many_small_ones(client: httpx.Client) 
 def test_a_series_that_cannot_be_forecast_is_named(
     ask: Ask, model: str, series: dict[str, object], path: str, message: str
 ) -> None:
-    answer = ask(model, **series)
+    answer = ask(model, fallback=False, **series)
     assert answer.status_code == 422
     problem = answer.json()
     assert problem["errors"] == [{"path": path, "unique_id": "pump-7", "detail": message}]
@@ -275,7 +275,8 @@ def test_every_bad_series_is_reported_at_once(client: httpx.Client) -> None:
         {"unique_id": "good", "start": "2024-01-01", "y": walk(24)},
         {"unique_id": "empty", "start": "2024-01-01", "y": [None]},
     ]
-    problem = client.post("/v1/forecast", json={"model": "pump", "h": 99, "series": series}).json()
+    body = {"model": "pump", "h": 99, "fallback": False, "series": series}
+    problem = client.post("/v1/forecast", json=body).json()
     assert [e["path"] for e in problem["errors"]] == ["h", "series[0].y", "series[2].y"]
     assert [e["unique_id"] for e in problem["errors"]] == [None, "short", "empty"]
     assert problem["detail"].endswith("(and 2 more problems)")

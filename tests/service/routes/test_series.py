@@ -160,7 +160,7 @@ def test_history_that_lies_far_back_is_found_and_said_to_be_old(forecast: Callab
 
 
 def test_a_series_that_is_too_short_says_how_long_it_is(forecast: Callable[..., httpx.Response]) -> None:
-    answer = forecast("pump", "short")
+    answer = forecast("pump", "short", fallback=False)
     assert answer.status_code == 422
     assert answer.json()["detail"] == "series 'short' has 5 points; this model needs 12 (input_size)"
 

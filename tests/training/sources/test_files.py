@@ -18,7 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 from forecasting.errors import PanelError, SourceError
 from forecasting.panel import Columns, build_panel
 from training.sources import AnySource, SourceContext
-from training.sources.wall_clock import localise
+from training.sources.wall_clock import read_timestamps
 
 LONG = "unique_id,ds,y\npump-7,2024-01-01,1.5\npump-7,2024-01-02,\nvalve,2024-01-01,3\n"
 NAN = float("nan")
@@ -473,4 +473,4 @@ def test_a_clock_on_the_wall_told_in_order_gives_the_instants_back(
     instants = pd.date_range(pd.Timestamp(near).floor("h"), periods=9000, freq=freq, tz="UTC", unit="us")
     wall = pd.Series(instants.tz_convert(zone).tz_localize(None))
     names = pd.Series("pump-7", index=wall.index)
-    assert pd.DatetimeIndex(localise(wall, names, zone)).tz_convert("UTC").equals(instants)
+    assert pd.DatetimeIndex(read_timestamps(wall, names, timezone=zone)).tz_convert("UTC").equals(instants)

@@ -1,0 +1,1 @@
+"""Protocols that clients already speak: thin adapters, each from a foreign request to `issue` and back."""

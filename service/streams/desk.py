@@ -11,6 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 
+import torch
+
 from service.problems import OVERLOADED, ProblemError
 from service.streams.engine import Engine
 from service.streams.ledger_feed import LedgerFeed
@@ -47,7 +49,11 @@ class Desk:
     def start(self) -> None:
         """Begin to answer; to be called on the event loop."""
         self._feed.start()
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix="streams")
+        # torch counts its threads by thread, and would take every core in a new one.
+        n_threads = self.engine.settings.torch_threads
+        self._worker = ThreadPoolExecutor(
+            1, thread_name_prefix="streams", initializer=torch.set_num_threads, initargs=(n_threads,)
+        )
         self._tidying = asyncio.get_running_loop().create_task(self._tidy())
 
     async def stop(self) -> None:

@@ -92,7 +92,14 @@ def build_openapi(app: FastAPI, slots: ModelSlots) -> JsonObject:
     """Build the document as it is now, with examples for the models that are loaded now."""
     document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
-    documented: tuple[type[BaseModel], ...] = (ForecastRequest, ObservationsRequest, ObserveRequest, *REQUESTS, Problem, NotReady)
+    documented: tuple[type[BaseModel], ...] = (
+        ForecastRequest,
+        ObservationsRequest,
+        ObserveRequest,
+        *REQUESTS,
+        Problem,
+        NotReady,
+    )
     for model in documented:
         _add_schema(schemas, model)
     for unused in ("HTTPValidationError", "ValidationError"):

@@ -23,6 +23,7 @@ from forecasting.spec import ForecasterSpec
 from forecasting.transforms import apply_transform, invert_transform
 
 FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
 
 BATCH = 4096
 """Windows in one forward pass; it bounds the memory of a large request, not its size."""
@@ -71,7 +72,11 @@ class Forecaster:
             row = int(mask_BL.any(axis=1).argmin())
             raise InputError(f"history {row} has no usable value in its last {self.input_size} steps")
         self._require_covariates(len(y_BL), covariates)
-        y_BHQ = invert_transform(self._forward_in_batches(x_BL, mask_BL, covariates), self.spec.transform)
+        return self.to_observed(self._forward_in_batches(x_BL, mask_BL, covariates))
+
+    def to_observed(self, x_BHQ: FloatArray) -> FloatArray:
+        """Return quantiles on the modelling scale in observed units, NaN over a series where any is not finite."""
+        y_BHQ = invert_transform(x_BHQ, self.spec.transform)
         if not np.isfinite(y_BHQ).all():
             y_BHQ[~np.isfinite(y_BHQ).all(axis=(1, 2))] = np.nan
         return y_BHQ
@@ -106,7 +111,7 @@ class Forecaster:
         with np.errstate(over="ignore", invalid="ignore"):
             centred_BL = x_BL - level_B1 if whole else np.where(mask_BL, x_BL - level_B1, 0.0)
             narrow_BL = centred_BL.astype(np.float32)
-        inputs = Inputs(self._tensor(narrow_BL), self._tensor(mask_BL), *self._known(covariates), whole)
+        inputs = Inputs(self.tensor(narrow_BL), self.tensor(mask_BL), *self._known(covariates), whole)
         quantiles_BHQ: FloatArray = self.network(inputs).cpu().numpy().astype(np.float64)
         quantiles_BHQ += level_B1[:, :, None]
         return quantiles_BHQ
@@ -116,23 +121,29 @@ class Forecaster:
         spec = self.spec
         if covariates is None or not spec.takes_covariates:
             return None, None
-        ordinal_B = self._tensor(self._calendar.ordinals(covariates.cutoff_B)) if spec.has_cycle else None
+        ordinal_B = self.tensor(self.calendar.ordinals(covariates.cutoff_B)) if spec.has_cycle else None
         if not spec.covariates:
             return None, ordinal_B
         past_BLP = past_columns(covariates, spec.covariates, spec.input_size)
-        future_BTF = future_columns(covariates, spec.covariates, spec.input_size, spec.horizon, self._calendar)
-        static_BS = static_codes(covariates, spec.covariates)
+        future_BTF = future_columns(covariates, spec.covariates, spec.input_size, spec.horizon, self.calendar)
+        return self.covariate_tensors(past_BLP, future_BTF, static_codes(covariates, spec.covariates)), ordinal_B
+
+    def covariate_tensors(
+        self, past_BLP: FloatArray, future_BTF: FloatArray, static_BS: IntArray
+    ) -> CovariateTensors:
+        """Return covariates as networks take them: calendar columns follow the future ones, statics are codes."""
         # What does not fit becomes infinite, and so counts as missing.
         with np.errstate(over="ignore"):
             past_BLP, future_BTF = past_BLP.astype(np.float32), future_BTF.astype(np.float32)
-        tensors = CovariateTensors(self._tensor(past_BLP), self._tensor(future_BTF), self._tensor(static_BS))
-        return tensors, ordinal_B
+        return CovariateTensors(self.tensor(past_BLP), self.tensor(future_BTF), self.tensor(static_BS))
 
-    def _tensor(self, values: NDArray[Any]) -> Tensor:
+    def tensor(self, values: NDArray[Any]) -> Tensor:
+        """Return an array where the network is."""
         return torch.from_numpy(values).to(self.device)
 
     @cached_property
-    def _calendar(self) -> Calendar:
+    def calendar(self) -> Calendar:
+        """Return the grid its timestamps lie on."""
         return parse_freq(self.spec.freq)
 
     def _empty(self) -> FloatArray:

@@ -235,7 +235,7 @@ def _decayed_mean(
     decay_CC, carry_C = _decays(value_BC.shape[1], decay, value_BC.dtype, value_BC.device)
     sum_BC = (value_BC * weight_BC) @ decay_CC.T + sum_B[:, None] * carry_C
     total_BC = weight_BC @ decay_CC.T + total_B[:, None] * carry_C
-    mean_BC = torch.where(total_BC > 0, sum_BC / total_BC.clamp_min(1e-30), 0.0)
+    mean_BC = _weighted_mean(sum_BC, total_BC)
     return mean_BC, (sum_BC[:, -1], total_BC[:, -1])
 
 
@@ -247,3 +247,25 @@ def _decays(steps: int, decay: float, dtype: torch.dtype, device: torch.device) 
         steps_C = torch.arange(steps, device=device, dtype=dtype)
         lag_CC = steps_C[:, None] - steps_C[None, :]
         return torch.where(lag_CC >= 0, decay**lag_CC, 0.0), decay ** (steps_C + 1)
+
+
+def _weighted_mean(total: Tensor, weight: Tensor) -> Tensor:
+    return torch.where(weight > 0, total / weight.clamp_min(1e-30), 0.0)
+
+
+def read_back(state: RunningState, scaling: Scaling) -> tuple[Tensor, Tensor]:
+    """Return the anchor and the scale `(B, 1)` of the step a state was reached at."""
+    anchor_B = state.last_B if scaling != "mean" else _weighted_mean(state.level_sum_B, state.level_weight_B)
+    scale_B = _weighted_mean(state.spread_sum_B, state.spread_weight_B).clamp_min(SCALE_FLOOR)
+    return anchor_B[:, None], scale_B[:, None]
+
+
+def shift_state(state: RunningState, shift_B: Tensor) -> RunningState:
+    """Return the state the same series would have left if `shift`, in double precision, were off its values."""
+    seen_B = state.seen_B > 0
+    level_B = state.level_sum_B.double() - shift_B * state.level_weight_B.double()
+    last_B = torch.where(seen_B, state.last_B.double() - shift_B, 0.0)
+    return state._replace(
+        level_sum_B=torch.where(seen_B, level_B, 0.0).to(state.level_sum_B.dtype),
+        last_B=last_B.to(state.last_B.dtype),
+    )

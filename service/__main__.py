@@ -98,7 +98,7 @@ def build_config(app: FastAPI, settings: ServiceSettings) -> uvicorn.Config:
         server_header=False,
         http=bound_by(settings),
         timeout_keep_alive=settings.keep_alive_seconds,
-        ws_max_size=settings.max_body_bytes,
+        ws_max_size=settings.stream_message_bytes,
         timeout_graceful_shutdown=settings.shutdown_seconds,
     )
 

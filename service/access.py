@@ -35,6 +35,7 @@ ACCESS: Mapping[str, Mapping[str, Needed]] = {
     # Streams: an observation changes what the stream knows, and its answer is a forecast.
     "/v1/stream/{model}": {WEBSOCKET: "forecast"},
     "/v1/observe": {"POST": "forecast"},
+    "/v1/streams": {"GET": "read"},
     # What is kept for good.
     "/v1/observations": {"POST": "write"},
     # Retrainings.

@@ -3,9 +3,15 @@
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 
+import numpy as np
+from numpy.typing import NDArray
+
+from forecasting import conformal
 from forecasting.conformal import Adjustment
 from ledger.ledger import Ledger
 from service.model_slot import LoadedModel
+
+FloatArray = NDArray[np.float64]
 
 Version = tuple[str, str]
 """Model and version: what was learned of one network says nothing of another."""
@@ -27,6 +33,14 @@ class AdjustmentBook:
             return None
         found = [known.get(unique_id) for unique_id in unique_ids]
         return found if any(one is not None for one in found) else None
+
+    def adjust(self, model: LoadedModel, unique_ids: Sequence[str], quantiles_BHQ: FloatArray) -> FloatArray:
+        """Return quantiles with what was learned of each series."""
+        known = self.of(model, unique_ids)
+        if known is None:
+            return quantiles_BHQ
+        spec = model.spec
+        return quantiles_BHQ + conformal.apply(quantiles_BHQ, spec.quantiles, known, spec.transform)
 
     def refresh(self, ledger: Ledger) -> None:
         """Fetch what changed; where the ledger does not answer, what is known stays in force.

@@ -21,7 +21,7 @@ from service.logs import RequestLog
 from service.middleware import RequestMiddleware, SecurityHeaders
 from service.openapi import build_openapi
 from service.protocols import mlflow_scoring, open_inference, timegpt
-from service.routes import accuracy, forecasts, health, jobs, models, observations, series
+from service.routes import accuracy, forecasts, health, jobs, models, observations, series, streams
 from service.runtime import Runtime
 from service.security import AccessControl
 from service.settings import ServiceSettings
@@ -73,9 +73,11 @@ def create_app(settings: ServiceSettings | None = None, registry: Registry | Non
         runtime.start()
         ring.start()
         await runtime.siblings.start()
+        runtime.streams.start()
         try:
             yield
         finally:
+            await runtime.streams.stop()
             await runtime.siblings.stop()
             ring.stop()
             runtime.stop()
@@ -107,7 +109,7 @@ def create_app(settings: ServiceSettings | None = None, registry: Registry | Non
     )
     app.add_middleware(SecurityHeaders, policies={DOCS: docs_policy(app)}, files=DOCS_FILES)
     install_error_handlers(app)
-    routes = (forecasts, observations, models, series, accuracy, jobs, health)
+    routes = (forecasts, observations, models, series, accuracy, jobs, streams, health)
     protocols = (timegpt, open_inference, mlflow_scoring)
     for router in (part.router for part in (*routes, *protocols)):
         app.include_router(router)

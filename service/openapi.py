@@ -29,6 +29,7 @@ from service.problems import (
 )
 from service.protocols.schemas import REQUESTS
 from service.schemas import ForecastRequest, NotReady, ObservationsRequest
+from service.streams.messages import ObserveRequest
 
 JsonObject = dict[str, Any]
 
@@ -91,8 +92,15 @@ def build_openapi(app: FastAPI, slots: ModelSlots) -> JsonObject:
     """Build the document as it is now, with examples for the models that are loaded now."""
     document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
-    shown: tuple[type[BaseModel], ...] = (ForecastRequest, ObservationsRequest, *REQUESTS, Problem, NotReady)
-    for model in shown:
+    documented: tuple[type[BaseModel], ...] = (
+        ForecastRequest,
+        ObservationsRequest,
+        ObserveRequest,
+        *REQUESTS,
+        Problem,
+        NotReady,
+    )
+    for model in documented:
         _add_schema(schemas, model)
     for unused in ("HTTPValidationError", "ValidationError"):
         schemas.pop(unused, None)

@@ -26,40 +26,55 @@ def parse_request(body: bytes, settings: ServiceSettings) -> ForecastRequest:
     Raises:
         ProblemError: the body is not JSON, or not a request; every field that is wrong is named.
     """
-    content = _load_object(body)
+    content = load_object(body)
     series = content.pop("series", None)
     errors: list[FieldError] = []
     histories = _parse_series(series, settings.max_series, errors)
     if not errors:
         # What was validated passes through as it is.
-        request = _validate(ForecastRequest, {**content, "series": histories}, "", errors)
+        request = validate(ForecastRequest, {**content, "series": histories}, "", errors)
         if request is not None:
             return request
         raise refuse(errors)
     of_options: list[FieldError] = []
-    _validate(ForecastOptions, content, "", of_options)
+    validate(ForecastOptions, content, "", of_options)
     raise refuse(of_options + errors)
 
 
-def _load_object(body: bytes) -> dict[str, Any]:
+def load_object(body: bytes) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        ProblemError: the body is not JSON, or something else.
+    """
+    content = load_json(body)
+    if not isinstance(content, dict):
+        raise refuse([FieldError(path="", detail=f"the body must be an object, got {kind_of(content)}")])
+    return content
+
+
+def load_json(body: bytes) -> object:
+    """Read any JSON.
+
+    Raises:
+        ProblemError: the body is not JSON.
+    """
     try:
-        content = from_json(body, allow_inf_nan=True)
+        content: object = from_json(body, allow_inf_nan=True)
     except ValueError as error:
         raise ProblemError(MALFORMED_JSON, f"the body is not valid JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise refuse([FieldError(path="", detail=f"the body must be an object, got {_kind_of(content)}")])
     return content
 
 
 def _parse_series(series: object, limit: int, errors: list[FieldError]) -> list[SeriesHistory]:
     if not isinstance(series, list) or not series:
-        got = "nothing" if series is None else "an empty one" if series == [] else _kind_of(series)
+        got = "nothing" if series is None else "an empty one" if series == [] else kind_of(series)
         errors.append(FieldError(path="series", detail=f"series must be a list of series, got {got}"))
         return []
     if len(series) > limit:
         errors.append(FieldError(path="series", detail=f"{len(series)} series in one request; at most {limit}"))
         return []
-    found = [_validate(SeriesHistory, one, f"series[{i}]", errors) for i, one in enumerate(series)]
+    found = [validate(SeriesHistory, one, f"series[{i}]", errors) for i, one in enumerate(series)]
     histories = [history for history in found if history is not None]
     errors.extend(_repeated_names(histories))
     return histories
@@ -75,11 +90,12 @@ def _repeated_names(histories: Sequence[SeriesHistory]) -> list[FieldError]:
     return repeated
 
 
-def _validate(model: type[M], content: object, at: str, errors: list[FieldError]) -> M | None:
+def validate(model: type[M], content: object, at: str, errors: list[FieldError]) -> M | None:
+    """Read one object; what is wrong with it joins the errors."""
     name = content.get("unique_id") if isinstance(content, dict) else None
     name = name if isinstance(name, str) and len(name) <= 256 else None
     if not isinstance(content, dict):
-        errors.append(FieldError(path=at, detail=f"{at} must be an object, got {_kind_of(content)}"))
+        errors.append(FieldError(path=at, detail=f"{at} must be an object, got {kind_of(content)}"))
         return None
     if len(content) > MAX_KEYS:
         detail = f"{at or 'the body'} has {len(content)} keys; known are {', '.join(model.model_fields)}"
@@ -95,7 +111,7 @@ def _validate(model: type[M], content: object, at: str, errors: list[FieldError]
 def _field_error(error: ErrorDetails, at: str, name: str | None) -> FieldError:
     path = _join(at, error["loc"])
     message = error["msg"].removeprefix("Value error, ")
-    got = "" if error["type"] in ("missing", "value_error") else f", got {_kind_of(error['input'])}"
+    got = "" if error["type"] in ("missing", "value_error") else f", got {kind_of(error['input'])}"
     whose = f" of series {name!r}" if name is not None else ""
     return FieldError(path=path, unique_id=name, detail=f"{path or 'the body'}{whose}: {message}{got}")
 
@@ -110,7 +126,7 @@ def _join(at: str, location: Sequence[int | str]) -> str:
     return path
 
 
-def _kind_of(value: object) -> str:
+def kind_of(value: object) -> str:
     """Name a JSON value without repeating it: numbers and short strings are shown, the rest is not."""
     match value:
         case None:

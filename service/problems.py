@@ -144,6 +144,12 @@ LEDGER_UNAVAILABLE = Kind(
     "The ledger does not answer",
     "the ledger's postgresql database does not answer: connection refused",
 )
+STREAMS_UNAVAILABLE = Kind(
+    "streams-unavailable",
+    503,
+    "This process keeps no streams",
+    "another process keeps the streams of this home: with several workers, one of them answers for streams",
+)
 QUEUE_FULL = Kind(
     "queue-full",
     503,
@@ -177,6 +183,7 @@ KINDS = (
     OVERLOADED,
     DEADLINE_EXCEEDED,
     LEDGER_UNAVAILABLE,
+    STREAMS_UNAVAILABLE,
     QUEUE_FULL,
 )
 

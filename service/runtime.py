@@ -20,6 +20,9 @@ from service.model_slot import LoadedModel, ModelSlot, ModelSlots
 from service.problems import MODEL_NOT_LOADED, OVERLOADED, UNKNOWN_MODEL, ProblemError
 from service.recorder import Recorder
 from service.settings import ServiceSettings
+from service.streams.desk import Desk
+from service.streams.engine import Engine
+from service.streams.ledger_feed import LedgerFeed
 from service.telemetry import GcPauses, Telemetry
 from service.tracing import open_tracing
 from service.workers import Siblings
@@ -47,6 +50,9 @@ class Runtime:
             self.ledger_link.on_look = self.adjustments.refresh
         self.recorder = Recorder(self.ledger_link, self.telemetry.record_kept, lambda: self._in_flight > 0)
         self.telemetry.watch_ledger(self.ledger_link, self.recorder)
+        feed = LedgerFeed(self.ledger_link)
+        engine = Engine(settings, self.model, self.adjustments.adjust, self.ledger_link.clock, feed)
+        self.streams = Desk(engine, feed)
         self.draining = False
         self._in_flight = 0
         # torch counts its threads by thread: without this, the first thread's number is not that of this one, and

@@ -20,7 +20,7 @@ LARGEST = 1e30
 """Covariates are worked with in single precision, which holds little more."""
 
 
-def _few_columns(columns: object) -> object:
+def few_columns(columns: object) -> object:
     """Refuse too many at once: each would be validated first, and complained about on its own."""
     if isinstance(columns, dict) and len(columns) > MOST_COLUMNS:
         raise ValueError(f"{len(columns)} columns; at most {MOST_COLUMNS}")
@@ -33,7 +33,7 @@ MOST_COLUMNS = 256
 Finite = Annotated[FiniteFloat, Field(ge=-LARGEST, le=LARGEST)]
 CovariateColumn = Annotated[list[Finite | None], Field(fail_fast=True, min_length=1)]
 CovariateColumns = Annotated[
-    dict[str, CovariateColumn], Field(max_length=MOST_COLUMNS), BeforeValidator(_few_columns)
+    dict[str, CovariateColumn], Field(max_length=MOST_COLUMNS), BeforeValidator(few_columns)
 ]
 NO_CONTROL = r"^[^\x00-\x1f\x7f]*$"
 """Text without control characters, as the ledger has it: no database would keep a name with a NUL."""
@@ -41,7 +41,7 @@ NO_CONTROL = r"^[^\x00-\x1f\x7f]*$"
 Statics = Annotated[
     dict[str, Annotated[str, Field(max_length=256, pattern=NO_CONTROL)]],
     Field(max_length=MOST_COLUMNS),
-    BeforeValidator(_few_columns),
+    BeforeValidator(few_columns),
 ]
 UniqueId = Annotated[str, Field(min_length=1, max_length=256, pattern=NO_CONTROL)]
 

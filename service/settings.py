@@ -141,6 +141,38 @@ class ServiceSettings(KeySettings):
         "and the process ends with 70.",
     )
     body_seconds: float = Field(30.0, gt=0, description="Seconds a client may take to send its body.")
+    stream_rewind: int = Field(
+        64,
+        ge=1,
+        le=10_000,
+        description="Steps a late or revised observation of a stream may lie before its newest.",
+    )
+    stream_gap: int = Field(
+        256, ge=0, le=100_000, description="Most steps without an observation that a stream bridges."
+    )
+    stream_to_ledger: bool = Field(
+        True, description="Tell the ledger what streams observed, so that forecasts can be scored."
+    )
+    stream_memory_bytes: int = Field(
+        512 * MEBIBYTE, ge=1024, description="Most bytes of streams in memory; the others wait on disk."
+    )
+    stream_disk_bytes: int = Field(
+        4096 * MEBIBYTE,
+        ge=1024,
+        description="Most bytes of streams on disk; beyond, those least recently used are forgotten.",
+    )
+    stream_journal_bytes: int = Field(
+        64 * MEBIBYTE, ge=1024, description="Bytes of observations in the journal after which streams are saved."
+    )
+    stream_observations: int = Field(10_000, ge=1, description="Most observations in one message.")
+    stream_message_bytes: int = Field(MEBIBYTE, ge=1024, description="Largest message of a socket in bytes.")
+    stream_outstanding: int = Field(
+        64, ge=1, description="Messages of one socket that are answered at a time; then it is not read."
+    )
+    stream_sockets: int = Field(10_000, ge=1, description="Most sockets of streams at one time.")
+    stream_idle_seconds: float = Field(
+        3600.0, gt=0, description="Seconds without a message after which a socket is closed."
+    )
     head_seconds: float = Field(
         10.0, gt=0, le=600, description="Seconds a client may take to send the address and headers of a request."
     )

@@ -5,26 +5,23 @@ in part fails its check, and ends the file. Whoever writes or reads a file holds
 may share a home.
 """
 
-import fcntl
 import logging
 import os
 import secrets
-import struct
 import threading
 import time
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import IO
+
+from service.records import frame, read_frames, sync_folder, take_lock
 
 log = logging.getLogger("hindcast.recorder")
 
 FORMAT = b"hindcast-unwritten-1\n"
 LARGEST_FILE = 8 * 1024**2
 """Bytes after which a new file is begun: a file is read as a whole."""
-
-_HEAD = struct.Struct("<II")
 
 
 class UnwrittenFiles:
@@ -43,7 +40,7 @@ class UnwrittenFiles:
         Raises:
             OSError: the disk refused.
         """
-        content = b"".join(_HEAD.pack(len(one), zlib.crc32(one)) + one for one in records)
+        content = b"".join(map(frame, records))
         with self._lock:
             if self.nbytes + len(content) > self.max_bytes:
                 return False
@@ -80,7 +77,7 @@ class UnwrittenFiles:
             self._close()
         for path in sorted(self.folder.glob("*.part")):
             with suppress(FileNotFoundError), path.open("rb") as file:
-                if _lock(file):
+                if take_lock(file):
                     yield _read(file.read(), path)
                     path.unlink(missing_ok=True)
         with self._lock:
@@ -91,9 +88,9 @@ class UnwrittenFiles:
             self.folder.mkdir(parents=True, exist_ok=True)
             path = self.folder / f"{time.time_ns()}-{secrets.token_hex(4)}.part"
             self._writing = path.open("xb")
-            _lock(self._writing)
+            take_lock(self._writing)
             self._writing.write(FORMAT)
-            _sync_folder(self.folder)
+            sync_folder(self.folder)
         return self._writing
 
     def _close(self) -> None:
@@ -111,31 +108,7 @@ def _read(content: bytes, path: Path) -> list[bytes]:
         log.error("%s is of another format; it is put aside", path.name)
         path.rename(path.with_suffix(".unreadable"))
         return []
-    records, offset = [], len(FORMAT)
-    while offset < len(content):
-        head = content[offset : offset + _HEAD.size]
-        length, check = _HEAD.unpack(head) if len(head) == _HEAD.size else (0, None)
-        record = content[offset + _HEAD.size : offset + _HEAD.size + length]
-        if zlib.crc32(record) != check or len(record) != length:
-            log.warning("%s ends in a record that was written in part", path.name)
-            break
-        records.append(record)
-        offset += _HEAD.size + length
+    records, whole = read_frames(content[len(FORMAT) :])
+    if not whole:
+        log.warning("%s ends in a record that was written in part", path.name)
     return records
-
-
-def _lock(file: IO[bytes]) -> bool:
-    """Take the file's lock for as long as it is open; return whether nobody else has it."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -72,7 +72,11 @@ class QuantileNetwork(nn.Module):
 
     def forward(self, inputs: Inputs) -> Tensor:
         """Return calibrated quantiles, ascending along the last axis."""
-        values_BSHQ, anchor_BS, scale_BS = self.scaled_forecast(inputs)
+        return self.calibrate(self.scaled_forecast(inputs))
+
+    def calibrate(self, forecast: ScaledForecast) -> Tensor:
+        """Return the quantiles of the last step a forecast was made at, calibrated and in units."""
+        values_BSHQ, anchor_BS, scale_BS = forecast
         values_BHQ = (values_BSHQ[:, -1] + self.offsets_HQ).cummax(dim=-1).values
         return anchor_BS[:, -1, None, None] + scale_BS[:, -1, None, None] * values_BHQ
 

@@ -6,7 +6,7 @@ distribution where averaging densities would widen it.
 B batch, S steps a forecast is made at, H horizon, Q quantiles.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -37,7 +37,10 @@ class Ensemble(QuantileNetwork):
         self.members = nn.ModuleList(members)
 
     def scaled_forecast(self, inputs: Inputs) -> ScaledForecast:
-        forecasts: list[ScaledForecast] = [member.scaled_forecast(inputs) for member in self.networks()]
+        return self.combine([member.scaled_forecast(inputs) for member in self.networks()])
+
+    def combine(self, forecasts: Sequence[ScaledForecast]) -> ScaledForecast:
+        """Return the mean of what the members say."""
         # Members are scaled alike: anchor and scale are statistics of the window, which none of them learns.
         values_BSHQ = torch.stack([forecast.values_BSHQ for forecast in forecasts]).mean(dim=0)
         return ScaledForecast(values_BSHQ, forecasts[0].anchor_BS, forecasts[0].scale_BS)

@@ -19,7 +19,7 @@ from forecasting.networks.base import (
 )
 from forecasting.networks.covariates import CovariateEncoder
 from forecasting.networks.heads import DirectHead
-from forecasting.scaling import RunningState, Scaling, scale_running
+from forecasting.scaling import RunningState, Scaling, read_back, scale_running
 from forecasting.spec import ForecasterSpec, RecurrentSpec
 
 N_FEATURES = 3
@@ -109,17 +109,30 @@ class Recurrent(TrainedNetwork):
         return ahead_BTF[:, : inputs.x_BL.shape[1] + self.trained_horizon]
 
     def raw_forecast(self, inputs: Inputs) -> RawForecast:
-        return self.forecast_every_step(inputs, skip=inputs.x_BL.shape[1] - 1)[0]
+        return self._read(self.advance(inputs), inputs)
 
     def scaled_forecast(self, inputs: Inputs) -> ScaledForecast:
-        if not self.autoregressive:
-            return super().scaled_forecast(inputs)
-        return self._feed_back(inputs)
+        return self.forecast_from(self.advance(inputs), inputs)
 
-    def _feed_back(self, inputs: Inputs) -> ScaledForecast:
+    def advance(self, inputs: Inputs, state: RecurrentState | None = None) -> RecurrentState:
+        """Return the state reached after the last step."""
+        return self.encode(inputs, state)[-1]
+
+    def forecast_from(self, state: RecurrentState, inputs: Inputs) -> ScaledForecast:
+        """Forecast what follows a state; `inputs` are those of the steps, or of the last one, that led to it."""
+        raw = self._read(state, inputs)
+        if self.autoregressive:
+            return self._feed_back(raw, state, inputs)
+        return ScaledForecast(self.output.quantiles(raw.parameters_BSHP), raw.anchor_BS, raw.scale_BS)
+
+    def _read(self, state: RecurrentState, inputs: Inputs) -> RawForecast:
+        anchor_B1, scale_B1 = read_back(state.running, self.scaling)
+        hidden_B1D = state.hidden[0][-1][:, None]
+        return RawForecast(self.head(hidden_B1D, self._ahead(inputs)), anchor_B1, scale_B1)
+
+    def _feed_back(self, raw: RawForecast, state: RecurrentState, inputs: Inputs) -> ScaledForecast:
         """Forecast step by step, taking the middle of each forecast for what happened."""
         length = inputs.x_BL.shape[1]
-        raw, state = self.forecast_every_step(inputs, skip=length - 1)
         anchor_B1, scale_B1 = raw.anchor_BS, raw.scale_BS
         steps = [self._relative(raw, anchor_B1, scale_B1)]
         for h in range(1, self.horizon):

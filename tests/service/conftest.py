@@ -169,7 +169,12 @@ def shared_app(forecasters: dict[str, Forecaster], tmp_path_factory: pytest.Temp
         ledger.observations.append("pump", pd.DataFrame({"unique_id": "pump-7", "ds": ds, "y": np.arange(30.0)}))
         ledger.runs.set_job("co2", "c0ffee", "every Monday at 06:00", None)
     settings = ServiceSettings(
-        registry_uri=str(registry.root), home=folder / "home", max_series=50, max_length=2000, max_levels=4
+        registry_uri=str(registry.root),
+        home=folder / "home",
+        max_series=50,
+        max_length=2000,
+        max_levels=4,
+        stream_to_ledger=False,
     )
     return create_app(settings)
 

@@ -138,6 +138,8 @@ ROUTES = [
     ("GET", "/v1/jobs/{job}/runs"),
     ("GET", "/v1/jobs/{job}/runs/{key}"),
     ("POST", "/v1/jobs/{job}/retrain"),
+    ("POST", "/v1/observe"),
+    ("GET", "/v1/streams"),
     ("GET", "/health/live"),
     ("GET", "/health/ready"),
     ("GET", "/metrics"),
@@ -227,6 +229,19 @@ def test_requests_to_real_models_are_answered_or_refused_as_it_says(
         case = draw(api_schema["/v1/forecast"]["POST"].as_strategy())
         case.body["model"] = draw(st.sampled_from(sorted(forecasters)))
         _name_known_columns(case.body["series"], forecasters[case.body["model"]].spec.covariates)
+        return case
+
+    hold(cases(), 60)
+
+
+def test_observations_of_real_models_are_taken_in_or_refused_as_it_says(
+    api_schema: BaseSchema, forecasters: dict[str, Forecaster]
+) -> None:
+    @st.composite
+    def cases(draw: st.DrawFn) -> Case:
+        case = draw(api_schema["/v1/observe"]["POST"].as_strategy())
+        case.body["model"] = draw(st.sampled_from(sorted(forecasters)))
+        _name_known_columns(case.body["observations"], forecasters[case.body["model"]].spec.covariates)
         return case
 
     hold(cases(), 60)

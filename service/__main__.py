@@ -23,6 +23,11 @@ from service.workers import BAD_SETTINGS, bind, is_worker, leave_with_supervisor
 log = logging.getLogger("hindcast.service")
 
 
+SWITCH_SECONDS = 0.0005
+"""How long a thread keeps the interpreter from others that want it. Python's 5 ms are what the event loop would wait for
+the recorder after each of the many calls of a forward pass that let go of it."""
+
+
 class GracefulServer(uvicorn.Server):
     """A server that says it is leaving before it leaves: readiness first, then the socket, then the end.
 
@@ -86,6 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         server_header=False,
         timeout_graceful_shutdown=settings.shutdown_seconds,
     )
+    sys.setswitchinterval(SWITCH_SECONDS)
     sockets = [bind(settings.host, settings.port)] if is_worker() else None
     GracefulServer(config, app.state.runtime).run(sockets)
     return 0

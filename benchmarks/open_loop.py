@@ -38,7 +38,7 @@ class _Connection(asyncio.Protocol):
             if len(body) >= length:
                 self._answer.set_result(int(head[9:12]))
 
-    def connection_lost(self, error: Exception | None) -> None:
+    def connection_lost(self, error: Exception | None) -> None:  # noqa: ARG002  (asyncio's signature)
         if self._answer is not None and not self._answer.done():
             self._answer.set_result(0)
 
@@ -83,8 +83,8 @@ async def ask_at_rate(
         await asyncio.sleep(max(0.0, due - time.perf_counter()))
         late.append(1000 * (time.perf_counter() - due))
         start(due, random.choice(requests))  # noqa: S311
-    while pending or waiting:
-        await asyncio.sleep(0.01)
+    while pending:
+        await asyncio.wait(pending)
     for _, connection in made:
         connection.close()
     centiles, lateness = quantiles(taken, n=100), quantiles(late, n=100)

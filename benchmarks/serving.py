@@ -1,7 +1,7 @@
-"""How many forecasts a server answers a second, and how fast: Hindcast beside what people would write or reach for.
+"""Forecasts a second and latency over HTTP: Hindcast beside what people would write or reach for.
 
 Every server is a process of its own behind a real socket, asked by wrk from the same machine with many different
-bodies. They are asked in turns, in alternating order, and stand still while it is not their turn (some are never idle).
+bodies. They are asked in turns, in alternating order, and stand still while it is not their turn: some are never idle.
 Each is checked once for the right answer before anything is timed.
 """
 
@@ -285,7 +285,7 @@ def ask(server: Server, connections: int, seconds: float) -> dict[str, float]:
 
 
 def measure_open_loop(report: Report, server: Server, seconds: float) -> None:
-    """Ask at half of the measured capacity, whether answers come or not, as callers who know nothing of one another."""
+    """Ask at half of the measured capacity, whether answers come or not, as callers do who know of no other."""
     capacity = max(report.value(f"{n} connections", HINDCAST, "requests/s") or 0 for n in CONNECTIONS[1:])
     case = "half of capacity, open loop"
     say(f"{case}: {capacity / 2:.0f} requests/s")

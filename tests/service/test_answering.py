@@ -13,7 +13,6 @@ import torch
 from forecasting.spec import RecurrentSpec
 from tests.service.conftest import Publish, Serve, build_forecaster
 
-
 JSON = {"content-type": "application/json"}
 
 

@@ -12,7 +12,7 @@ from forecasting.calendar import format_timestamp, format_timestamps, parse_freq
 from forecasting.errors import InputError
 from service.grid import Grid, grid_of
 
-STARTS = st.datetimes(datetime(1900, 1, 1), datetime(2100, 1, 1))  # noqa: DTZ001
+STARTS = st.datetimes(datetime(1900, 1, 1), datetime(2100, 1, 1))
 
 
 @settings(max_examples=60, deadline=None)

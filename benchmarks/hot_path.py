@@ -1,7 +1,7 @@
 """Where the time of a small forecast goes: processor time by stage, inside one process, without sockets.
 
-The application is called as a server would call it, with the same request again and again; the ledger is off, so that
-only the way of the request is measured. An empty FastAPI endpoint called the same way is the ceiling.
+The application is called as a server would call it; the ledger is off, so that only the way of the request is
+measured. An empty FastAPI endpoint called the same way is the ceiling.
 """
 
 import asyncio
@@ -45,7 +45,7 @@ async def measure(report: Report, folder: Path, n: int) -> None:
     app, bodies = create_app(settings), build_bodies()
     async with app.router.lifespan_context(app):
         runtime: Runtime = app.state.runtime
-        while runtime.slots.missing():
+        while runtime.slots.missing():  # noqa: ASYNC110  (nothing tells)
             await asyncio.sleep(0.05)
         await call_many(app, "/v1/forecast", bodies, 8, 400)
         for stage, taken in time_stages(runtime, bodies, n).items():
@@ -76,8 +76,8 @@ def time_stages(runtime: Runtime, bodies: Sequence[bytes], n: int) -> dict[str, 
     return {
         "parse": time_each(lambda i: parse_request(bodies[i % N_BODIES], settings), n),
         "prepare": time_each(lambda i: prepare(requests[i % N_BODIES], model, settings).y_BL, n),
-        "network, 1 window": time_each(lambda i: model.forecaster.predict(windows_BL[:1]), n // 4),
-        "network, a window of 32": time_each(lambda i: model.forecaster.predict(windows_BL[:32]), n // 8) / 32,
+        "network, 1 window": time_each(lambda _: model.forecaster.predict(windows_BL[:1]), n // 4),
+        "network, a window of 32": time_each(lambda _: model.forecaster.predict(windows_BL[:32]), n // 8) / 32,
     }
 
 

@@ -1,7 +1,7 @@
 """Forecasts a second and latency over HTTP: Hindcast beside what people would write or reach for.
 
 Every server is a process of its own behind a real socket, asked by wrk from the same machine with many different
-bodies. They are asked in turns, in alternating order, and stand still while it is not their turn: some are never idle.
+bodies. They are asked in turns, in alternating order, and stand still between them, for some are never idle.
 Each is checked once for the right answer before anything is timed.
 """
 
@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -150,7 +150,7 @@ def run_server(
     }
     told = [] if settings else [str(port)]
     with (folder / f"{re.sub(r'[^a-z0-9]+', '-', name.lower())}.log").open("wb") as log:
-        process = subprocess.Popen(
+        process = subprocess.Popen(  # noqa: S603  (servers of our own)
             [*command, *told], env=environment, cwd=ROOT, stdout=log, stderr=log, start_new_session=True
         )
         server = Server(name, process, port, path, bodies)
@@ -163,10 +163,8 @@ def run_server(
 
 def end_group(process: subprocess.Popen[bytes]) -> None:
     """Kill a process and all it started: they have nothing to lose."""
-    try:
+    with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     process.wait(timeout=30)
 
 
@@ -266,7 +264,7 @@ def measure_throughput(report: Report, servers: dict[str, Server], rounds: int, 
 def ask(server: Server, connections: int, seconds: float) -> dict[str, float]:
     """Let wrk ask for some seconds, each connection one request after the other."""
     command = ["wrk", "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "--timeout", "10s"]
-    done = subprocess.run(
+    done = subprocess.run(  # noqa: S603  (wrk)
         [*command, "-s", "benchmarks/peers/serving.lua", server.url],
         env={**os.environ, "SERVING_BODIES": str(server.bodies)},
         cwd=ROOT,

@@ -176,7 +176,7 @@ def _scale_whole(x_BL: Tensor, scaling: Scaling, decay: float) -> tuple[ScaledSt
 
 
 class _WholeWeights(NamedTuple):
-    """What weights of one sum up to at each step; a first value has no predecessor, and so no say in the spread."""
+    """What weights of one sum up to at each step; a first value has none before it, and no say in the spread."""
 
     decay_LL: Tensor
     later_decay_LL: Tensor

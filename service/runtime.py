@@ -42,8 +42,8 @@ class Runtime:
         self.telemetry.watch_ledger(self.ledger_link, self.recorder)
         self.draining = False
         self._in_flight = 0
-        # torch counts its threads by thread: what was set in the first one does not hold in this one, whose kernels
-        # would spin on every core, beside the event loop.
+        # torch counts its threads by thread: what was set in the first does not hold in this one, whose
+        # kernels would spin on every core, beside the event loop.
         self._worker = ThreadPoolExecutor(1, "inference", torch.set_num_threads, (settings.torch_threads,))
         self.batcher = Batcher(self._worker, settings.max_waiting_series, self.telemetry.record_inference)
 

@@ -35,6 +35,6 @@ if __name__ == "__main__":
     command = ["models", "serve", "-m", str(folder / "model"), "-p", sys.argv[1], "-h", "127.0.0.1"]
     # MLflow finds uvicorn by its name.
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    os.execv(
+    os.execv(  # noqa: S606
         sys.executable, [sys.executable, "-m", "mlflow", *command, "--env-manager", "local", "--workers", "1"]
     )

@@ -43,7 +43,7 @@ MODELS = [
 
 
 class Counting:
-    """A forecaster that notes the windows of every pass, and refuses those that begin with a number of ill luck."""
+    """A forecaster that notes the windows of every pass, and refuses those that begin with an ill number."""
 
     ILL = 13.0
 

@@ -24,8 +24,8 @@ log = logging.getLogger("hindcast.service")
 
 
 SWITCH_SECONDS = 0.0005
-"""How long a thread keeps the interpreter from others that want it. Python's 5 ms are what the event loop would wait
-for the recorder, after each of the many calls of a forward pass that let go of it."""
+"""How long a thread keeps the interpreter from others that want it. Python's 5 ms are what the event loop would
+wait for the recorder, after each of the many calls of a forward pass that let go of it."""
 
 
 class GracefulServer(uvicorn.Server):

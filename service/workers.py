@@ -1,7 +1,7 @@
 """Several processes on one address: started, watched, started again, and told when to leave.
 
-Each worker listens on a socket of its own, and the kernel spreads connections over them (SO_REUSEPORT): one that
-all share would give a burst of connections to whoever wakes first. Where a worker ends, its socket ends with it, and
+Each worker listens on a socket of its own, and the kernel spreads connections over them (SO_REUSEPORT): if all
+shared one, a burst of connections would go to whoever wakes first. Where a worker ends, its socket ends with it, and
 connections go to the others until its successor listens.
 """
 

@@ -1,7 +1,8 @@
 """What every server of the comparison runs but Hindcast, which runs its own network around the same LSTM.
 
 An LSTM of 64 units over 96 values and a linear layer to 24 steps of 13 quantiles, of which five columns are
-answered as Hindcast does. From its seed, so that each server can be checked. torch only: it is imported in the peers' environment too.
+answered as Hindcast does. From its seed, so that each server can be checked. It needs torch alone, for it is
+imported in the peers' environment too.
 """
 
 import torch

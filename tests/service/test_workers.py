@@ -128,7 +128,10 @@ def test_more_workers_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_page_of_metrics_shows_every_worker_and_each_family_once() -> None:
-    page = b'# HELP a_total A.\n# TYPE a_total counter\na_total{route="/x y"} 1.0\n# HELP b B.\n# TYPE b gauge\nb 2.0\n'
+    page = (
+        b"# HELP a_total A.\n# TYPE a_total counter\n"
+        b'a_total{route="/x y"} 1.0\n# HELP b B.\n# TYPE b gauge\nb 2.0\n'
+    )
     assert merge_pages({"0": page, "1": page}).decode().splitlines() == [
         "# HELP a_total A.",
         "# TYPE a_total counter",

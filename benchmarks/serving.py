@@ -64,7 +64,9 @@ class Server:
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to the process and to all it started."""
-        os.killpg(self.process.pid, number)
+        for pid in family_of(self.process.pid):
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
 
     @contextmanager
     def turn(self) -> Iterator[None]:
@@ -115,10 +117,11 @@ def start_all(folder: Path, stack: ExitStack, peers: Path | None) -> dict[str, S
     plan: list[tuple[str, tuple[str, ...], str, Path, dict[str, str]]] = [
         (HINDCAST, (own, *service), path, ours, home),
         (UNRECORDED, (own, *service), path, ours, {**home, **alone}),
-        (TWO, (own, *service), path, ours, {**home, **two}),
         (EMPTY, (own, f"{script}fastapi.py", "empty"), "/forecast", ours, {}),
         (FORWARD, (own, f"{script}fastapi.py", "forward"), "/forecast", ours, {}),
     ]
+    if not torch.cuda.is_available():
+        plan.insert(2, (TWO, (own, *service), path, ours, {**home, **two}))
     if peers is not None:
         plan.append((LITSERVE, (str(peers), f"{script}litserve.py"), "/predict", ours, {}))
         plan.append((MLFLOW, (str(peers), f"{script}mlflow.py"), "/invocations", inputs, {}))
@@ -158,14 +161,22 @@ def run_server(
             wait_until_it_answers(server, Path(log.name))
             yield server
         finally:
-            end_group(process)
+            # They have nothing to lose, and some stand still.
+            server.signal(signal.SIGKILL)
+            process.wait(timeout=30)
 
 
-def end_group(process: subprocess.Popen[bytes]) -> None:
-    """Kill a process and all it started: they have nothing to lose."""
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait(timeout=30)
+def family_of(ancestor: int) -> list[int]:
+    """Return a process and all that descend from it, whatever group they are in."""
+    children: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            parent = int(stat.read_text().rpartition(")")[2].split()[1])
+            children.setdefault(parent, []).append(int(stat.parent.name))
+    family = [ancestor]
+    for pid in family:
+        family.extend(children.get(pid, []))
+    return family
 
 
 def write_bodies(folder: Path) -> tuple[Path, Path]:
@@ -302,12 +313,13 @@ def measure_many_series(report: Report, server: Server, turns: int) -> None:
     histories = [build_history(generator) for _ in range(MANY)]
     series = [build_body(i, y)["series"][0] | {"unique_id": f"pump-{i}"} for i, y in enumerate(histories)]
     body = json.dumps({"model": "pump", "h": 24, "level": [80, 95], "series": series}).encode()
-    network, windows_BL = BareNetwork(), torch.tensor(histories)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    network, windows_BL = BareNetwork().to(device), torch.tensor(histories)
     asked, alone = [], []
     with server.turn(), httpx.Client(timeout=60) as client, torch.inference_mode():
         for _ in range(turns + 1):
             asked.append(timed(lambda: client.post(server.url, content=body, headers=JSON).raise_for_status()))
-            alone.append(timed(lambda: network(windows_BL)))
+            alone.append(timed(lambda: network(windows_BL.to(device)).cpu()))
     report.add_median(case, HINDCAST, "series/s", [MANY / taken for taken in asked[1:]])
     report.add_median(case, "forward pass alone", "series/s", [MANY / taken for taken in alone[1:]])
 

@@ -1,8 +1,8 @@
 """Several processes on one address: started, watched, started again, and told when to leave.
 
 Each worker listens on a socket of its own, and the kernel spreads connections over them (SO_REUSEPORT): if all
-shared one, a burst of connections would go to whoever wakes first. Where a worker ends, its socket ends with it, and
-connections go to the others until its successor listens.
+shared one, a burst of connections would go to whoever wakes first. Where a worker ends, its socket ends with it,
+and connections go to the others until its successor listens.
 """
 
 import asyncio

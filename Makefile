@@ -44,8 +44,9 @@ bench-peers: $(PEERS)  ## Make the environment the benchmarks run the peers in.
 bench: $(INSTALLED) $(PEERS)  ## Run the benchmarks that need no data, quickly. ARGS="--runs 3" runs them in full.
 	$(BIN)/python -m benchmarks.training_speed $(or $(ARGS),--quick)
 	$(BIN)/python -m benchmarks.scaling $(or $(ARGS),--quick)
-	for name in ledger recording streaming intervals drift gate batch partitions year; do \
+	for name in ledger recording hot_path streaming intervals drift gate batch partitions year; do \
 		$(BIN)/python -m benchmarks.$$name --quick || exit 1; done
+	if command -v wrk; then $(BIN)/python -m benchmarks.serving --quick; fi
 
 up:  ## Start PostgreSQL, MLflow, the service and the worker with Docker.
 	docker compose up --build --detach --wait

@@ -38,7 +38,7 @@ class _Connection(asyncio.Protocol):
             if len(body) >= length:
                 self._answer.set_result(int(head[9:12]))
 
-    def connection_lost(self, error: Exception | None) -> None:
+    def connection_lost(self, error: Exception | None) -> None:  # noqa: ARG002  (asyncio's signature)
         if self._answer is not None and not self._answer.done():
             self._answer.set_result(0)
 
@@ -61,8 +61,7 @@ async def ask_at_rate(
     pending: set[asyncio.Task[None]] = set()
     waiting: deque[tuple[float, bytes]] = deque()
 
-    async def send(due: float, request: bytes) -> None:
-        connection = free.popleft()
+    async def send(connection: _Connection, due: float, request: bytes) -> None:
         statuses.append(await connection.ask(request))
         taken.append(1000 * (time.perf_counter() - due))
         free.append(connection)
@@ -73,7 +72,7 @@ async def ask_at_rate(
         if not free:
             waiting.append((due, request))
             return
-        task = loop.create_task(send(due, request))
+        task = loop.create_task(send(free.popleft(), due, request))
         pending.add(task)
         task.add_done_callback(pending.discard)
 
@@ -83,8 +82,8 @@ async def ask_at_rate(
         await asyncio.sleep(max(0.0, due - time.perf_counter()))
         late.append(1000 * (time.perf_counter() - due))
         start(due, random.choice(requests))  # noqa: S311
-    while pending or waiting:
-        await asyncio.sleep(0.01)
+    while pending:
+        await asyncio.wait(pending)
     for _, connection in made:
         connection.close()
     centiles, lateness = quantiles(taken, n=100), quantiles(late, n=100)

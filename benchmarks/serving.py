@@ -1,7 +1,7 @@
-"""How many forecasts a server answers a second, and how fast: Hindcast beside what people would write or reach for.
+"""Forecasts a second and latency over HTTP: Hindcast beside what people would write or reach for.
 
 Every server is a process of its own behind a real socket, asked by wrk from the same machine with many different
-bodies. They are asked in turns, in alternating order, and stand still while it is not their turn (some are never idle).
+bodies. They are asked in turns, in alternating order, and stand still between them, for some are never idle.
 Each is checked once for the right answer before anything is timed.
 """
 
@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,7 +64,9 @@ class Server:
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to the process and to all it started."""
-        os.killpg(self.process.pid, number)
+        for pid in family_of(self.process.pid):
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
 
     @contextmanager
     def turn(self) -> Iterator[None]:
@@ -115,10 +117,11 @@ def start_all(folder: Path, stack: ExitStack, peers: Path | None) -> dict[str, S
     plan: list[tuple[str, tuple[str, ...], str, Path, dict[str, str]]] = [
         (HINDCAST, (own, *service), path, ours, home),
         (UNRECORDED, (own, *service), path, ours, {**home, **alone}),
-        (TWO, (own, *service), path, ours, {**home, **two}),
         (EMPTY, (own, f"{script}fastapi.py", "empty"), "/forecast", ours, {}),
         (FORWARD, (own, f"{script}fastapi.py", "forward"), "/forecast", ours, {}),
     ]
+    if not torch.cuda.is_available():
+        plan.insert(2, (TWO, (own, *service), path, ours, {**home, **two}))
     if peers is not None:
         plan.append((LITSERVE, (str(peers), f"{script}litserve.py"), "/predict", ours, {}))
         plan.append((MLFLOW, (str(peers), f"{script}mlflow.py"), "/invocations", inputs, {}))
@@ -150,7 +153,7 @@ def run_server(
     }
     told = [] if settings else [str(port)]
     with (folder / f"{re.sub(r'[^a-z0-9]+', '-', name.lower())}.log").open("wb") as log:
-        process = subprocess.Popen(
+        process = subprocess.Popen(  # noqa: S603  (servers of our own)
             [*command, *told], env=environment, cwd=ROOT, stdout=log, stderr=log, start_new_session=True
         )
         server = Server(name, process, port, path, bodies)
@@ -158,16 +161,22 @@ def run_server(
             wait_until_it_answers(server, Path(log.name))
             yield server
         finally:
-            end_group(process)
+            # They have nothing to lose, and some stand still.
+            server.signal(signal.SIGKILL)
+            process.wait(timeout=30)
 
 
-def end_group(process: subprocess.Popen[bytes]) -> None:
-    """Kill a process and all it started: they have nothing to lose."""
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
-    process.wait(timeout=30)
+def family_of(ancestor: int) -> list[int]:
+    """Return a process and all that descend from it, whatever group they are in."""
+    children: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            parent = int(stat.read_text().rpartition(")")[2].split()[1])
+            children.setdefault(parent, []).append(int(stat.parent.name))
+    family = [ancestor]
+    for pid in family:
+        family.extend(children.get(pid, []))
+    return family
 
 
 def write_bodies(folder: Path) -> tuple[Path, Path]:
@@ -266,7 +275,7 @@ def measure_throughput(report: Report, servers: dict[str, Server], rounds: int, 
 def ask(server: Server, connections: int, seconds: float) -> dict[str, float]:
     """Let wrk ask for some seconds, each connection one request after the other."""
     command = ["wrk", "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "--timeout", "10s"]
-    done = subprocess.run(
+    done = subprocess.run(  # noqa: S603  (wrk)
         [*command, "-s", "benchmarks/peers/serving.lua", server.url],
         env={**os.environ, "SERVING_BODIES": str(server.bodies)},
         cwd=ROOT,
@@ -285,7 +294,7 @@ def ask(server: Server, connections: int, seconds: float) -> dict[str, float]:
 
 
 def measure_open_loop(report: Report, server: Server, seconds: float) -> None:
-    """Ask at half of the measured capacity, whether answers come or not, as callers who know nothing of one another."""
+    """Ask at half of the measured capacity, whether answers come or not, as callers do who know of no other."""
     capacity = max(report.value(f"{n} connections", HINDCAST, "requests/s") or 0 for n in CONNECTIONS[1:])
     case = "half of capacity, open loop"
     say(f"{case}: {capacity / 2:.0f} requests/s")
@@ -304,12 +313,13 @@ def measure_many_series(report: Report, server: Server, turns: int) -> None:
     histories = [build_history(generator) for _ in range(MANY)]
     series = [build_body(i, y)["series"][0] | {"unique_id": f"pump-{i}"} for i, y in enumerate(histories)]
     body = json.dumps({"model": "pump", "h": 24, "level": [80, 95], "series": series}).encode()
-    network, windows_BL = BareNetwork(), torch.tensor(histories)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    network, windows_BL = BareNetwork().to(device), torch.tensor(histories)
     asked, alone = [], []
     with server.turn(), httpx.Client(timeout=60) as client, torch.inference_mode():
         for _ in range(turns + 1):
             asked.append(timed(lambda: client.post(server.url, content=body, headers=JSON).raise_for_status()))
-            alone.append(timed(lambda: network(windows_BL)))
+            alone.append(timed(lambda: network(windows_BL.to(device)).cpu()))
     report.add_median(case, HINDCAST, "series/s", [MANY / taken for taken in asked[1:]])
     report.add_median(case, "forward pass alone", "series/s", [MANY / taken for taken in alone[1:]])
 

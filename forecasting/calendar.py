@@ -7,7 +7,7 @@ clock (a session, a calendar day), which no time zone shifts; everywhere else th
 import re
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Protocol
+from typing import Literal, Protocol
 
 import exchange_calendars
 import numpy as np
@@ -389,11 +389,12 @@ def format_timestamp(ds: pd.Timestamp, calendar: Calendar) -> str:
 
 def format_timestamps(ds: NDArray[np.datetime64], calendar: Calendar) -> list[str]:
     """Write many microsecond timestamps as `format_timestamp` writes each."""
-    unit, suffix = "s", "" if calendar.dated else "Z"
+    unit: Literal["s", "D"] = "s"
+    suffix = "" if calendar.dated else "Z"
     numbers = ds.astype(np.int64)
     if calendar.dated and not (numbers % _DAY_MICROSECONDS).any():
         unit = "D"
     elif (numbers % 1_000_000).any() or (calendar.dated and not (numbers % _DAY_MICROSECONDS).all()):
         return [format_timestamp(stamp, calendar) for stamp in pd.DatetimeIndex(ds)]
-    texts: list[str] = np.datetime_as_string(ds, unit=unit).tolist()
+    texts: list[str] = np.datetime_as_string(numbers.view("datetime64[us]"), unit=unit).tolist()
     return [text + suffix for text in texts] if suffix else texts

@@ -176,7 +176,7 @@ def _scale_whole(x_BL: Tensor, scaling: Scaling, decay: float) -> tuple[ScaledSt
 
 
 class _WholeWeights(NamedTuple):
-    """What weights of one sum up to at each step; a first value has no predecessor and says nothing of the spread."""
+    """What weights of one sum up to at each step; a first value has none before it, and no say in the spread."""
 
     decay_LL: Tensor
     later_decay_LL: Tensor
@@ -242,7 +242,7 @@ def _decayed_mean(
 @lru_cache(maxsize=64)
 def _decays(steps: int, decay: float, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     """Return the weight of each step in the sum at each later one, and that of what came before the chunk."""
-    # Made outside inference mode, wherever it is first asked for: training differentiates through products with it.
+    # Made outside inference mode, wherever it is first asked for: training differentiates through products of it.
     with torch.inference_mode(mode=False):
         steps_C = torch.arange(steps, device=device, dtype=dtype)
         lag_CC = steps_C[:, None] - steps_C[None, :]

@@ -27,6 +27,11 @@ from service.workers import BAD_SETTINGS, bind, is_worker, leave_with_supervisor
 log = logging.getLogger("hindcast.service")
 
 
+SWITCH_SECONDS = 0.0005
+"""How long a thread keeps the interpreter from others that want it. Python's 5 ms are what the event loop would
+wait for the recorder, after each of the many calls of a forward pass that let go of it."""
+
+
 class GracefulServer(uvicorn.Server):
     """A server that says it is leaving before it leaves: readiness first, then the socket, then the end.
 
@@ -80,6 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _refuse([str(error)])
     configure_logging(settings.log_level, settings.log_format)
     redact_logs()
+    sys.setswitchinterval(SWITCH_SECONDS)
     sockets = [bind(settings.host, settings.port)] if is_worker() else None
     GracefulServer(build_config(app, settings), app.state.runtime).run(sockets)
     return 0

@@ -171,7 +171,7 @@ def _adjust(prepared: Prepared, quantiles_BHQ: FloatArray, runtime: Runtime) -> 
 def _describe(prepared: Prepared, quantiles_BHQ: FloatArray) -> list[SeriesForecast]:
     names, weights_CQ = summary_of(prepared.model.spec.quantiles, prepared.level)
     columns_BCH = weights_CQ @ quantiles_BHQ[:, : prepared.h].transpose(0, 2, 1)
-    finite_B = np.isfinite(columns_BCH).all(axis=(1, 2)).tolist()
+    finite_B: list[bool] = np.logical_and.reduce(np.isfinite(columns_BCH), axis=(1, 2)).tolist()
     return [
         _describe_series(window, dict(zip(names, columns_CH, strict=True)), finite)
         for window, columns_CH, finite in zip(prepared.windows, columns_BCH.tolist(), finite_B, strict=True)

@@ -188,8 +188,8 @@ class Batcher:
         y_BL = pieces[0].y_BL if len(pieces) == 1 else np.concatenate([one.y_BL for one in pieces])
         began, busy = time.perf_counter(), time.thread_time()
         quantiles_BHQ = model.forecaster.predict(y_BL, Covariates.join(told) if told else None)
-        # Learned is what the pass itself takes: waiting for the interpreter beside a busy loop is no reason to go on
-        # waiting there.
+        # Learned is what the pass itself takes: waiting for the interpreter, beside a busy loop, is no reason to
+        # go on waiting there.
         self._costs.learn(model.forecaster, len(y_BL), time.thread_time() - busy)
         journeys = [one.asked.journey for one in pieces if one.asked.journey is not None]
         self._on_run(model, len(y_BL), began, time.perf_counter(), journeys)

@@ -1,4 +1,4 @@
-"""A calendar that remembers: the series of one hour mostly end at the same step, and are told the same timestamps."""
+"""A calendar that remembers: the series of one hour mostly end at one step, and are told the same timestamps."""
 
 from functools import lru_cache
 
@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from forecasting.calendar import OFF_GRID, Calendar, FixedSteps, format_timestamp, format_timestamps
+from forecasting.calendar import OFF_GRID, Calendar, FixedSteps, format_timestamp, format_timestamps, parse_freq
 from forecasting.errors import CalendarError, InputError
 
 IntArray = NDArray[np.int64]
@@ -73,10 +73,14 @@ class Grid:
         return format_timestamps(ds_H, self.calendar)
 
 
-@lru_cache(maxsize=64)
 def grid_of(calendar: Calendar) -> Grid:
     """Return the grid that everybody shares who asks for this calendar."""
-    return Grid(calendar)
+    return _grid_of(calendar.freq)
+
+
+@lru_cache(maxsize=64)
+def _grid_of(freq: str) -> Grid:
+    return Grid(parse_freq(freq))
 
 
 def _microseconds(moment: pd.Timestamp | pd.Timedelta) -> int:

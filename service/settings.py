@@ -98,7 +98,7 @@ class ServiceSettings(KeySettings):
         1,
         ge=1,
         le=64,
-        description="Processes that answer on the port, each with its models: up to one per CPU core, or one per GPU.",
+        description="Processes that answer on the port, each with its models: up to one a core, or one a GPU.",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="Where networks run; auto takes a GPU when there is one."
@@ -117,9 +117,10 @@ class ServiceSettings(KeySettings):
         "covariates where that is more; bounds memory.",
     )
     max_in_flight: int = Field(
-        512,
+        256,
         ge=1,
-        description="Forecast requests accepted at one time by each worker; more are asked to come back (503).",
+        description="Forecast requests accepted at one time by each worker; more are asked to come back (503). "
+        "Bodies take at most this many times max_body_bytes of memory.",
     )
     max_waiting_series: int = Field(
         4096,

@@ -1,4 +1,4 @@
-"""The short way to POST /v1/forecast: ahead of routing, dependencies and exit stacks, which cost more than the work.
+"""The short way to POST /v1/forecast: ahead of routing, dependencies, exit stacks, which cost more than the work.
 
 The route itself stays, for its documentation and for whatever does not come in this plain form; both call the same
 function. It stands inside everything that looks at a request first (identity, limits, metrics).

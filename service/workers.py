@@ -1,8 +1,8 @@
 """Several processes on one address: started, watched, started again, and told when to leave.
 
-Each worker listens on a socket of its own, and the kernel spreads connections over them (SO_REUSEPORT): a socket that
-all share would give a burst of connections to whoever wakes first. Where a worker ends, its socket ends with it, and
-connections go to the others until its successor listens.
+Each worker listens on a socket of its own, and the kernel spreads connections over them (SO_REUSEPORT): if all
+shared one, a burst of connections would go to whoever wakes first. Where a worker ends, its socket ends with it,
+and connections go to the others until its successor listens.
 """
 
 import asyncio
@@ -163,8 +163,8 @@ def _require_devices(settings: ServiceSettings) -> None:
     found = torch.cuda.device_count()
     if settings.workers > found:
         raise ValueError(
-            f"{settings.workers} workers share {found} GPU{'s' * (found > 1)}: one worker keeps a GPU busy, and more "
-            "take turns on it and its memory; start one for each, or use device cpu"
+            f"{settings.workers} workers share {found} GPU{'s' * (found > 1)}: one worker keeps a GPU "
+            "busy, and more take turns on it and its memory; start one for each, or use device cpu"
         )
 
 
@@ -214,7 +214,7 @@ def leave_with_supervisor(leave: Callable[[], None]) -> None:
 
 
 class Siblings:
-    """The workers on one address, as one of them sees them: what each measured, over a socket in a private folder."""
+    """The workers on one address, as one of them sees them: what each measured, told in a private folder."""
 
     PATIENCE = 2.0
     """Seconds another worker may take; one that is starting or gone is left out."""

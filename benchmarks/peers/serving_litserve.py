@@ -9,7 +9,7 @@ from serving_network import BareNetwork, forecast
 
 
 class Forecasts(litserve.LitAPI):
-    def setup(self, device: str) -> None:
+    def setup(self, device: str) -> None:  # noqa: ARG002  (LitServe's signature)
         torch.set_num_threads(1)
         self.network = BareNetwork()
 

@@ -1,4 +1,4 @@
-"""`mlflow models serve`: `serving_mlflow.py PORT`. Saves a model that MLflow can load, and serves it with MLflow's command.
+"""`mlflow models serve`: `serving_mlflow.py PORT`. Saves a model as MLflow has them, and serves it as MLflow does.
 
 Runs in the peers' environment, whose packages are the model's: no other environment is made for it.
 """
@@ -15,11 +15,11 @@ from serving_network import BareNetwork, forecast
 
 
 class Forecasts(mlflow.pyfunc.PythonModel):
-    def load_context(self, context: Any) -> None:  # noqa: ANN401
+    def load_context(self, context: Any) -> None:  # noqa: ANN401, ARG002
         torch.set_num_threads(1)
         self.network = BareNetwork()
 
-    def predict(self, context: Any, model_input: Any, params: Any = None) -> list[dict[str, Any]]:  # noqa: ANN401
+    def predict(self, context: Any, model_input: Any, params: Any = None) -> list[dict[str, Any]]:  # noqa: ANN401, ARG002
         return forecast(self.network, model_input.tolist())
 
 
@@ -35,6 +35,6 @@ if __name__ == "__main__":
     command = ["models", "serve", "-m", str(folder / "model"), "-p", sys.argv[1], "-h", "127.0.0.1"]
     # MLflow finds uvicorn by its name.
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    os.execv(
+    os.execv(  # noqa: S606
         sys.executable, [sys.executable, "-m", "mlflow", *command, "--env-manager", "local", "--workers", "1"]
     )

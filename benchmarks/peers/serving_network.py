@@ -1,8 +1,8 @@
-"""The network every server of the comparison runs but Hindcast, which runs its own around the same LSTM.
+"""What every server of the comparison runs but Hindcast, which runs its own network around the same LSTM.
 
-An LSTM of 64 units over 96 values and a linear layer to 24 steps of 13 quantiles, of which five columns are answered
-as Hindcast answers them. From its seed, so that each server can be checked against it. torch only: it is imported in the
-peers' environment too.
+An LSTM of 64 units over 96 values and a linear layer to 24 steps of 13 quantiles, of which five columns are
+answered as Hindcast does. From its seed, so that each server can be checked. It needs torch alone, for it is
+imported in the peers' environment too.
 """
 
 import torch

@@ -89,3 +89,28 @@ def test_missing_values_are_filled_from_the_past_only() -> None:
     x_BL = torch.tensor([[9.0, 1.0, 9.0, 9.0, 2.0, 9.0]])
     mask_BL = torch.tensor([[False, True, False, False, True, False]])
     assert fill_forward(x_BL, mask_BL).tolist() == [[1.0, 1.0, 1.0, 1.0, 2.0, 2.0]]
+
+
+@pytest.mark.parametrize("scaling", ["mean", "last", "difference"])
+@pytest.mark.parametrize("length", [1, 2, 96, 300])
+def test_running_scaling_of_whole_windows_is_that_of_any(scaling: Scaling, length: int) -> None:
+    x_BL = torch.randn(5, length, generator=torch.Generator().manual_seed(3)).cumsum(dim=1)
+    mask_BL = torch.ones_like(x_BL, dtype=torch.bool)
+    found = scale_running(x_BL, mask_BL, scaling, 20, whole=True)
+    expected = scale_running(x_BL, mask_BL, scaling, 20)
+    for kind in (0, 1):
+        for one, other in zip(found[kind], expected[kind], strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_weights_made_in_inference_mode_serve_training_too() -> None:
+    x_BL = torch.randn(2, 37)
+    mask_BL = torch.ones_like(x_BL, dtype=torch.bool)
+    with torch.inference_mode():
+        scale_running(x_BL, mask_BL, "mean", 41)
+        scale_running(x_BL, mask_BL, "mean", 41, whole=True)
+    learned_BL = x_BL.clone().requires_grad_()
+    for whole in (False, True):
+        scaled, _ = scale_running(learned_BL, mask_BL, "mean", 41, whole=whole)
+        scaled.levels_BL.sum().backward()
+    assert learned_BL.grad is not None

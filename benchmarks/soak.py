@@ -1,4 +1,4 @@
-"""What a long load does to the service: models swapped under it, more asked of it than it can give, and its memory.
+"""What a long load does to the service: models swapped under it, more asked of it than it can give; its memory.
 
 The service is a process of its own, over a real socket. In the first case the alias moves every second while every
 connection asks as fast as it is answered, and each answer is compared with what the two versions say: it must be
@@ -9,6 +9,7 @@ must be turned away at once. The memory of the process is read every second.
 import asyncio
 import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -21,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import quantiles
 
+import httpx
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -128,9 +130,6 @@ def publish_versions(folder: Path) -> tuple[DirectoryRegistry, Mapping[str, Floa
 @contextmanager
 def serve(folder: Path, registry: Path) -> Iterator[tuple[int, int]]:
     """Run a service, and yield its port and its process once it answers."""
-    import socket
-
-    import httpx
 
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]

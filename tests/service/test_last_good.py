@@ -1,10 +1,9 @@
 """The last good copy answers while the registry does not, and gives way as soon as it does."""
 
 import json
-import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -71,13 +70,12 @@ def files(home: Path) -> Path:
 
 
 @pytest.fixture
-def was_served(publish: Publish, start: Start, home: Path) -> Iterator[None]:
+def was_served(publish: Publish, start: Start, home: Path) -> None:
     """Serve version 1 once, so that it is kept."""
     publish(build_forecaster("pump", seed=1))
     with start() as client:
         wait_until(lambda: kept(home) == ["1"])
         assert describe(client)["source"] == "registry"
-    yield
 
 
 def test_every_version_that_answered_is_kept_and_the_one_before_it_removed(
@@ -91,7 +89,8 @@ def test_every_version_that_answered_is_kept_and_the_one_before_it_removed(
         publish(build_forecaster("pump", seed=3), damage=truncate_weights)
         wait_until(lambda: describe(client)["status"] == "stale")
     assert kept(home) == ["2"], "what failed its checks is no last good model"
-    assert sorted(os.listdir(files(home))) == ["golden.json", "kept.json", "spec.json", "weights.safetensors"]
+    there = sorted(path.name for path in files(home).iterdir())
+    assert there == ["golden.json", "kept.json", "spec.json", "weights.safetensors"]
     left = {path.name for path in (home / "last-good" / "pump").iterdir()}
     assert left == {files(home).name, ".lock"}
 

@@ -9,6 +9,7 @@ must be turned away at once. The memory of the process is read every second.
 import asyncio
 import json
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -198,6 +199,8 @@ class Load:
                 writer.write(self._request)
                 status, body = await read_answer(reader)
                 self._count(status, body, time.perf_counter() - began)
+                if status == 503:  # as its Retry-After says, and not all of them at once
+                    await asyncio.sleep(random.uniform(0.5, 1.5))  # noqa: S311
         except (OSError, asyncio.IncompleteReadError):
             self.tally.broken += 1
         finally:
@@ -229,7 +232,10 @@ def resident_mib(pid: int) -> float:
 
 def add_tally(report: Report, case: str, tally: Tally) -> None:
     """Add the figures of a case."""
-    add = lambda metric, value: report.add(case, "hindcast", metric, value)  # noqa: E731
+
+    def add(metric: str, value: float) -> None:
+        report.add(case, "hindcast", metric, value)
+
     add("requests answered (200)", tally.statuses[200])
     add("turned away (503)", tally.statuses[503])
     add("failed", tally.failed)

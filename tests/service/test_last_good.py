@@ -1,5 +1,6 @@
 """The last good copy answers while the registry does not, and gives way as soon as it does."""
 
+import fcntl
 import json
 import shutil
 import threading
@@ -271,3 +272,20 @@ def test_several_processes_may_share_a_home(registry: DirectoryRegistry, publish
         for copy in homes[2].copies("pump"):
             assert copy.version.version in ("1", "2")
     assert len(homes[2].copies("pump")) == 1
+
+
+def test_a_process_that_holds_the_lock_for_ever_holds_nobody(
+    registry: DirectoryRegistry, publish: Publish, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(build_forecaster("pump", seed=1))
+    publish(build_forecaster("pump", seed=2))
+    last_good = LastGood(tmp_path, "here", "champion")
+    last_good.keep(version_of(registry, "1"), stored(registry, "1"))
+    monkeypatch.setattr("service.last_good.LONGEST_WAIT", 0.1)
+    with (tmp_path / "last-good" / "pump" / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(TimeoutError, match="another process"):
+            last_good.keep(version_of(registry, "2"), stored(registry, "2"))
+    assert [copy.version.version for copy in last_good.copies("pump")] == ["1"]
+    last_good.keep(version_of(registry, "2"), stored(registry, "2"))
+    assert [copy.version.version for copy in last_good.copies("pump")] == ["2"]

@@ -1,4 +1,4 @@
-"""What a long load does to the service: models swapped under it, more asked of it than it can give, and its memory.
+"""What a long load does to the service: models swapped under it, more asked of it than it can give; its memory.
 
 The service is a process of its own, over a real socket. In the first case the alias moves every second while every
 connection asks as fast as it is answered, and each answer is compared with what the two versions say: it must be
@@ -9,6 +9,8 @@ must be turned away at once. The memory of the process is read every second.
 import asyncio
 import json
 import os
+import random
+import socket
 import subprocess
 import sys
 import tempfile
@@ -21,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import quantiles
 
+import httpx
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -128,9 +131,6 @@ def publish_versions(folder: Path) -> tuple[DirectoryRegistry, Mapping[str, Floa
 @contextmanager
 def serve(folder: Path, registry: Path) -> Iterator[tuple[int, int]]:
     """Run a service, and yield its port and its process once it answers."""
-    import socket
-
-    import httpx
 
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
@@ -199,6 +199,8 @@ class Load:
                 writer.write(self._request)
                 status, body = await read_answer(reader)
                 self._count(status, body, time.perf_counter() - began)
+                if status == 503:  # as its Retry-After says, and not all of them at once
+                    await asyncio.sleep(random.uniform(0.5, 1.5))  # noqa: S311
         except (OSError, asyncio.IncompleteReadError):
             self.tally.broken += 1
         finally:
@@ -230,7 +232,10 @@ def resident_mib(pid: int) -> float:
 
 def add_tally(report: Report, case: str, tally: Tally) -> None:
     """Add the figures of a case."""
-    add = lambda metric, value: report.add(case, "hindcast", metric, value)  # noqa: E731
+
+    def add(metric: str, value: float) -> None:
+        report.add(case, "hindcast", metric, value)
+
     add("requests answered (200)", tally.statuses[200])
     add("turned away (503)", tally.statuses[503])
     add("failed", tally.failed)

@@ -142,7 +142,7 @@ class Watchdog:
             if self.trouble is not None:
                 log.critical("%s; this process ends", self.trouble)
                 # As long as it is not ready nobody sends it anything, and what needs no network is answered.
-                self._stopped.wait(self._grace_seconds if self._turned else 0.0)
+                self._stopped.wait(0.0 if self._held else self._grace_seconds)
                 self.end(self.trouble)
                 return
 

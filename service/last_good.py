@@ -5,8 +5,8 @@
         kept.json                                       what the slot needs of the version
 
 One copy of a model, an alias and a registry: written beside the requests, whole or not at all, and the one before
-it removed after. A copy is data like any artefact, and is checked like one when it is loaded. Several processes may
-share a home: each change is one rename, and what another process removed meanwhile is simply not there.
+it removed after. A copy is data like any artefact, and is checked like one when it is loaded. Processes may share
+a home: one at a time exchanges a copy, by renames, and who reads finds it whole.
 """
 
 import fcntl

@@ -197,6 +197,28 @@ def test_retired_forecasts_leave_their_sums(ledger: Ledger, clock: Ticking) -> N
     assert ledger.scores.summary() == [pytest.approx(row) for row in before["latest"]]
 
 
+def test_what_the_seasonal_naive_stood_in_for_is_kept_and_counts_for_no_version(
+    ledger: Ledger, clock: Ticking
+) -> None:
+    """Two versions, each with one forecast of its own and one that the seasonal naive made in its place."""
+    for version in ("1", "2"):
+        own = issued(1, centre=10, version=version)
+        ledger.forecasts.append([own, issued(2, centre=500, version=version, status="fallback")])
+    ledger.observations.append("pumps", rows_of([8, 9, 10, 10, 10, 10, 10]))
+    assert score_matured(ledger).forecasts == 4
+    assert len(ledger.scores.of_forecast(2)) == 3, "it is scored, and can be looked up"
+
+    def figures() -> list[tuple[int, float | None]]:
+        return [(row["n"], row["mae"]) for row in ledger.scores.summary()]
+
+    assert figures() == [(3, 0.0), (3, 0.0)]
+    assert ledger.scores.by_cutoff("pumps", "1")["n"].tolist() == [3]
+    assert len(ledger.scores.paired_losses("pumps", "1", "2")) == 1
+    clock.now += timedelta(days=400)
+    assert ledger.scores.retain(days=30) == 4
+    assert figures() == [(3, 0.0), (3, 0.0)], "nor does it enter the sums that stay"
+
+
 def test_scores_of_a_forecast_retired_meanwhile_are_not_kept(ledger: Ledger, clock: Ticking) -> None:
     fill(ledger, n=5)
     one = ledger.forecasts.numbered([1])

@@ -13,7 +13,7 @@ from forecasting.forecaster import Forecaster
 from forecasting.spec import CovariatesSpec, MLPSpec, RidgeSpec, StaticSpec
 from ledger.ledger import open_ledger
 from service.problems import KINDS, Problem
-from service.schemas import ForecastAnswer
+from service.schemas import ForecastAnswer, SeriesForecast
 from service.settings import ServiceSettings
 from tests.service.conftest import Publish, Serve, build_forecaster, wait_until
 
@@ -100,8 +100,9 @@ def test_the_reasons_are_worded_as_they_are_listed(publish: Publish, serve: Serv
 
 
 def test_the_printed_answers_have_the_shape_of_real_ones() -> None:
-    answer, problem = re.findall(r"```json\n(.*?)```", TEXT, re.DOTALL)
+    answer, stood_in, problem = re.findall(r"```json\n(.*?)```", TEXT, re.DOTALL)
     assert ForecastAnswer.model_validate_json(answer, strict=True).model_dump() == json.loads(answer)
+    assert SeriesForecast.model_validate_json(stood_in, strict=True).model_dump() == json.loads(stood_in)
     assert Problem.model_validate_json(problem, strict=True).model_dump() == json.loads(problem)
 
 

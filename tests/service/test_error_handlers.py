@@ -59,7 +59,7 @@ def test_a_method_that_is_not_allowed_names_those_that_are(client: httpx.Client)
 def test_the_list_of_errors_is_bounded_and_the_rest_is_counted(publish: Publish, serve: Serve) -> None:
     publish(build_forecaster("pump"))
     with serve() as client:
-        series = [{"unique_id": str(i), "start": "2024-01-01", "y": [1.0]} for i in range(150)]
+        series = [{"unique_id": str(i), "start": "2024-01-01", "y": [None]} for i in range(150)]
         problem = client.post("/v1/forecast", json={"model": "pump", "series": series}).json()
     assert len(problem["errors"]) == MAX_ERRORS
     assert problem["detail"].endswith("(and 149 more problems)")

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 
@@ -10,9 +11,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from forecasting.conformal import unadjusted
 from forecasting.forecaster import summarise
 from forecasting.registry import DirectoryRegistry
 from forecasting.spec import MLPSpec
+from ledger.adjustments import write_states
+from ledger.database import writing
 from ledger.ledger import open_ledger
 from pipelines.replay import replay
 from service.fallback import FEWEST_MOVES, SHORTEST_RUN, UNUSUAL
@@ -222,6 +226,28 @@ def test_what_the_seasonal_naive_answered_is_kept_scored_apart_and_computed_agai
     assert kept[1].inputs.y_L[:-6].tolist() == y
     assert [one.identical for one in replay(ledger, registry, answer["forecast_id"])] == [True] * 3
     ledger.close()
+
+
+def test_what_was_learned_of_the_network_does_not_widen_the_seasonal_naive(
+    registry: DirectoryRegistry, publish: Publish, serve: Serve
+) -> None:
+    forecaster = build_forecaster("pump")
+    publish(forecaster)
+    plain = unadjusted(forecaster.spec.quantiles, forecaster.spec.horizon)
+    learned = replace(plain, stretch_HQ=np.full_like(plain.stretch_HQ, 0.3))
+    url = f"sqlite:///{registry.root.parent}/ledger.db"
+    with closing(open_ledger(url)) as ledger, writing(ledger.engine) as connection:
+        write_states(connection, {("pump", "1", name): learned for name in ("good", "short")}, 1)
+    body = [{"unique_id": "good", "start": "2024-01-01", "y": days(1)}]
+    body.append({"unique_id": "short", "start": "2024-01-01", "y": days(1)[:6]})
+    with serve(ledger_url=url) as client, serve() as without:
+
+        def bounds(client: httpx.Client) -> list[list[float]]:
+            asked = {"model": "pump", "record": False, "series": body}
+            return [one["lo-80"] for one in client.post("/v1/forecast", json=asked).json()["forecasts"]]
+
+        wait_until(lambda: bounds(client)[0] != bounds(without)[0])
+        assert bounds(client)[1] == bounds(without)[1]
 
 
 def test_the_ledgers_old_series_are_continued_to_the_steps_ahead(

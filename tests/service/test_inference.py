@@ -1,4 +1,4 @@
-"""Whatever a network does, the service answers the others, or ends so that another can be started; it never hangs."""
+"""Whatever a network does, the service answers the others or ends, so that another is started; it never hangs."""
 
 import asyncio
 import ctypes
@@ -124,7 +124,7 @@ def test_a_process_that_was_stopped_for_long_did_not_hang(
         await asyncio.sleep(0.2)
         wait = watchdog._stopped.wait
         monkeypatch.setattr(watchdog._stopped, "wait", lambda _: time.sleep(seconds) or wait(0.05))
-        time.sleep(seconds)  # the loop and the watchdog rest together, as in a stopped process
+        time.sleep(seconds)  # noqa: ASYNC251  (the loop and the watchdog rest together, as in a stopped process)
         monkeypatch.undo()
         await asyncio.sleep(0.2)
 
@@ -141,7 +141,7 @@ def test_a_held_event_loop_and_an_endless_forward_pass_end_the_process(inference
         watchdog.end = ended.append
         watchdog.start(asyncio.get_running_loop())
         inference.submit(time.sleep, thread_seconds)
-        time.sleep(loop_seconds)
+        time.sleep(loop_seconds)  # noqa: ASYNC251  (holding the loop is the point)
         await asyncio.sleep(0.5)
         watchdog.stop()
 

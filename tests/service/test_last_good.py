@@ -1,10 +1,10 @@
 """The last good copy answers while the registry does not, and gives way as soon as it does."""
 
+import fcntl
 import json
-import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -71,13 +71,12 @@ def files(home: Path) -> Path:
 
 
 @pytest.fixture
-def was_served(publish: Publish, start: Start, home: Path) -> Iterator[None]:
+def was_served(publish: Publish, start: Start, home: Path) -> None:
     """Serve version 1 once, so that it is kept."""
     publish(build_forecaster("pump", seed=1))
     with start() as client:
         wait_until(lambda: kept(home) == ["1"])
         assert describe(client)["source"] == "registry"
-    yield
 
 
 def test_every_version_that_answered_is_kept_and_the_one_before_it_removed(
@@ -91,7 +90,8 @@ def test_every_version_that_answered_is_kept_and_the_one_before_it_removed(
         publish(build_forecaster("pump", seed=3), damage=truncate_weights)
         wait_until(lambda: describe(client)["status"] == "stale")
     assert kept(home) == ["2"], "what failed its checks is no last good model"
-    assert sorted(os.listdir(files(home))) == ["golden.json", "kept.json", "spec.json", "weights.safetensors"]
+    there = sorted(path.name for path in files(home).iterdir())
+    assert there == ["golden.json", "kept.json", "spec.json", "weights.safetensors"]
     left = {path.name for path in (home / "last-good" / "pump").iterdir()}
     assert left == {files(home).name, ".lock"}
 
@@ -272,3 +272,20 @@ def test_several_processes_may_share_a_home(registry: DirectoryRegistry, publish
         for copy in homes[2].copies("pump"):
             assert copy.version.version in ("1", "2")
     assert len(homes[2].copies("pump")) == 1
+
+
+def test_a_process_that_holds_the_lock_for_ever_holds_nobody(
+    registry: DirectoryRegistry, publish: Publish, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(build_forecaster("pump", seed=1))
+    publish(build_forecaster("pump", seed=2))
+    last_good = LastGood(tmp_path, "here", "champion")
+    last_good.keep(version_of(registry, "1"), stored(registry, "1"))
+    monkeypatch.setattr("service.last_good.LONGEST_WAIT", 0.1)
+    with (tmp_path / "last-good" / "pump" / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(TimeoutError, match="another process"):
+            last_good.keep(version_of(registry, "2"), stored(registry, "2"))
+    assert [copy.version.version for copy in last_good.copies("pump")] == ["1"]
+    last_good.keep(version_of(registry, "2"), stored(registry, "2"))
+    assert [copy.version.version for copy in last_good.copies("pump")] == ["2"]

@@ -16,6 +16,7 @@ def test_a_model_tells_what_it_needs_and_what_it_gives(
         "status": "ok",
         "alias": "champion",
         "version": "1",
+        "source": "registry",
         "kind": "lstm",
         "head": "quantile",
         "freq": "h",

@@ -61,8 +61,7 @@ async def ask_at_rate(
     pending: set[asyncio.Task[None]] = set()
     waiting: deque[tuple[float, bytes]] = deque()
 
-    async def send(due: float, request: bytes) -> None:
-        connection = free.popleft()
+    async def send(connection: _Connection, due: float, request: bytes) -> None:
         statuses.append(await connection.ask(request))
         taken.append(1000 * (time.perf_counter() - due))
         free.append(connection)
@@ -73,7 +72,7 @@ async def ask_at_rate(
         if not free:
             waiting.append((due, request))
             return
-        task = loop.create_task(send(due, request))
+        task = loop.create_task(send(free.popleft(), due, request))
         pending.add(task)
         task.add_done_callback(pending.discard)
 

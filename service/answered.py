@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from pydantic_core import to_json
 
 from forecasting.calendar import Calendar, parse_freq, timestamps_after
 from forecasting.covariates import Covariates
@@ -80,7 +81,7 @@ def pack(answered: Answered) -> bytes:
         "shapes": [None if array is None else array.shape for array in answered.arrays],
     }
     arrays = [np.ascontiguousarray(array, dtype="<f8").tobytes() for array in answered.arrays if array is not None]
-    return b"".join([json.dumps(head).encode(), b"\n", *arrays])
+    return b"".join([to_json(head), b"\n", *arrays])
 
 
 def unpack(record: bytes) -> Iterator[IssuedForecast]:

@@ -29,10 +29,13 @@ async def ask_a_server(refuse_every: int, pause: float) -> dict[str, float]:
             await answer(reader, writer)
         except asyncio.IncompleteReadError:
             writer.close()
+            await writer.wait_closed()
 
     async with await asyncio.start_server(forgive, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
-        return await ask_at_rate(port, "/", [b"{}", b"[1, 2]"], rate=200, seconds=1.0)
+        found = await ask_at_rate(port, "/", [b"{}", b"[1, 2]"], rate=200, seconds=1.0)
+        await asyncio.sleep(0.2)  # the server hears that its clients are gone
+        return found
 
 
 def test_the_open_loop_asks_at_its_rate_and_counts_what_is_refused() -> None:

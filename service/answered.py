@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from pydantic_core import to_json
 
 from forecasting.calendar import Calendar, parse_freq, timestamps_after
 from forecasting.covariates import Covariates
@@ -92,7 +93,7 @@ def pack(answered: Answered) -> bytes:
     arrays = [array for array in answered.arrays if array is not None]
     arrays += [one.history_T for _, one in answered.stand_ins]
     body = [np.ascontiguousarray(array, dtype="<f8").tobytes() for array in arrays]
-    return b"".join([json.dumps(head).encode(), b"\n", *body])
+    return b"".join([to_json(head), b"\n", *body])
 
 
 def unpack(record: bytes) -> Iterator[IssuedForecast]:

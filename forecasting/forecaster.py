@@ -187,49 +187,70 @@ def format_level(level: float) -> str:
 
 
 class Summary(NamedTuple):
-    """The columns of a forecast, and what each takes of every quantile; C columns."""
+    """The columns of a forecast: `mean`, then `lo-80` and `hi-80` for every level, and how they are made.
+
+    C columns besides the mean, each on the line between two quantiles.
+    """
 
     names: tuple[str, ...]
-    weights_CQ: FloatArray
+    mean_weights_Q: FloatArray
+    left_C: IntArray
+    right_C: IntArray
+    share_C: FloatArray
+
+    def columns(self, quantiles_BHQ: FloatArray) -> FloatArray:
+        """Return `(B, 1 + C, H)`; none of them depends on which others are asked for."""
+        left_BHC, right_BHC = quantiles_BHQ[..., self.left_C], quantiles_BHQ[..., self.right_C]
+        bounds_BHC = left_BHC * (1 - self.share_C) + right_BHC * self.share_C
+        mean_BH1 = (quantiles_BHQ @ self.mean_weights_Q)[..., None]
+        columns_BCH: FloatArray = np.concatenate([mean_BH1, bounds_BHC], axis=-1).transpose(0, 2, 1)
+        return columns_BCH
 
 
 @lru_cache(maxsize=1024)
 def summary_of(quantiles: tuple[float, ...], level: tuple[float, ...]) -> Summary:
-    """Return how columns are made of quantiles: `mean`, then `lo-80` and `hi-80` for every level.
+    """Return how columns are made of quantiles; a level between trained quantiles is interpolated in probability.
 
     Raises:
         InputError: a level reaches beyond the trained quantiles.
     """
-    names, weights = ["mean"], [mean_weights(quantiles)]
-    for lv in level:
-        for side, probability in zip(("lo", "hi"), interval_bounds(quantiles, lv), strict=True):
-            names.append(f"{side}-{format_level(lv)}")
-            weights.append(interpolate_quantile(np.eye(len(quantiles)), quantiles, probability))
-    return Summary(tuple(names), np.stack(weights))
+    bounds = [(lv, interval_bounds(quantiles, lv)) for lv in level]
+    names = [f"{side}-{format_level(lv)}" for lv, _ in bounds for side in ("lo", "hi")]
+    places = [_place(quantiles, probability) for _, pair in bounds for probability in pair]
+    left, right, share = zip(*places, strict=True) if places else ((), (), ())
+    return Summary(
+        ("mean", *names),
+        mean_weights(quantiles),
+        np.array(left, dtype=np.int64),
+        np.array(right, dtype=np.int64),
+        np.array(share, dtype=np.float64),
+    )
 
 
 def summarise(
     quantiles_BHQ: FloatArray, quantiles: Sequence[float], level: Sequence[float]
 ) -> Mapping[str, FloatArray]:
-    """Return the columns of a forecast, each `(B, H)`: `mean`, then `lo-80` and `hi-80` for every level.
-
-    A level between trained quantiles is interpolated linearly in probability.
+    """Return the columns of a forecast by name, each `(B, H)`; see `Summary`.
 
     Raises:
         InputError: a level reaches beyond the trained quantiles.
     """
-    names, weights_CQ = summary_of(tuple(quantiles), tuple(level))
-    columns_BHC = quantiles_BHQ @ weights_CQ.T
-    return {name: columns_BHC[..., c] for c, name in enumerate(names)}
+    summary = summary_of(tuple(quantiles), tuple(level))
+    columns_BCH = summary.columns(quantiles_BHQ)
+    return {name: columns_BCH[:, c] for c, name in enumerate(summary.names)}
 
 
 def interpolate_quantile(quantiles_BHQ: FloatArray, quantiles: Sequence[float], probability: float) -> FloatArray:
     """Return the `(B, H)` values at a probability within the range of the quantiles."""
+    left, right, share = _place(tuple(quantiles), probability)
+    between: FloatArray = quantiles_BHQ[..., left] * (1 - share) + quantiles_BHQ[..., right] * share
+    return between
+
+
+def _place(quantiles: tuple[float, ...], probability: float) -> tuple[int, int, float]:
+    """Return the quantiles a probability lies between, and how far it is from the first to the second."""
     grid = np.asarray(quantiles)
     right = int(np.clip(np.searchsorted(grid, probability - 1e-9), 0, len(grid) - 1))
     if abs(grid[right] - probability) < 1e-6 or right == 0:
-        exact: FloatArray = quantiles_BHQ[..., right]
-        return exact
-    share = (probability - grid[right - 1]) / (grid[right] - grid[right - 1])
-    between: FloatArray = quantiles_BHQ[..., right - 1] * (1 - share) + quantiles_BHQ[..., right] * share
-    return between
+        return right, right, 0.0
+    return right - 1, right, float((probability - grid[right - 1]) / (grid[right] - grid[right - 1]))

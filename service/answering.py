@@ -169,8 +169,8 @@ def _adjust(prepared: Prepared, quantiles_BHQ: FloatArray, runtime: Runtime) -> 
 
 
 def _describe(prepared: Prepared, quantiles_BHQ: FloatArray) -> list[SeriesForecast]:
-    names, weights_CQ = summary_of(prepared.model.spec.quantiles, prepared.level)
-    columns_BCH = weights_CQ @ quantiles_BHQ[:, : prepared.h].transpose(0, 2, 1)
+    summary = summary_of(prepared.model.spec.quantiles, prepared.level)
+    names, columns_BCH = summary.names, summary.columns(quantiles_BHQ[:, : prepared.h])
     finite_B: list[bool] = np.logical_and.reduce(np.isfinite(columns_BCH), axis=(1, 2)).tolist()
     return [
         _describe_series(window, dict(zip(names, columns_CH, strict=True)), finite)

@@ -200,11 +200,13 @@ class Summary(NamedTuple):
 
     def columns(self, quantiles_BHQ: FloatArray) -> FloatArray:
         """Return `(B, 1 + C, H)`; none of them depends on which others are asked for."""
-        left_BHC, right_BHC = quantiles_BHQ[..., self.left_C], quantiles_BHQ[..., self.right_C]
-        bounds_BHC = left_BHC * (1 - self.share_C) + right_BHC * self.share_C
-        mean_BH1 = (quantiles_BHQ @ self.mean_weights_Q)[..., None]
-        columns_BCH: FloatArray = np.concatenate([mean_BH1, bounds_BHC], axis=-1).transpose(0, 2, 1)
-        return columns_BCH
+        columns_BHC = np.empty((*quantiles_BHQ.shape[:2], 1 + len(self.left_C)))
+        columns_BHC[..., 0] = quantiles_BHQ @ self.mean_weights_Q
+        bounds_BHC = quantiles_BHQ.take(self.left_C, axis=-1)
+        if self.share_C.any():
+            bounds_BHC += self.share_C * (quantiles_BHQ.take(self.right_C, axis=-1) - bounds_BHC)
+        columns_BHC[..., 1:] = bounds_BHC
+        return columns_BHC.transpose(0, 2, 1)
 
 
 @lru_cache(maxsize=1024)
@@ -243,8 +245,8 @@ def summarise(
 def interpolate_quantile(quantiles_BHQ: FloatArray, quantiles: Sequence[float], probability: float) -> FloatArray:
     """Return the `(B, H)` values at a probability within the range of the quantiles."""
     left, right, share = _place(tuple(quantiles), probability)
-    between: FloatArray = quantiles_BHQ[..., left] * (1 - share) + quantiles_BHQ[..., right] * share
-    return between
+    lower_BH: FloatArray = quantiles_BHQ[..., left]
+    return lower_BH if share == 0 else lower_BH + share * (quantiles_BHQ[..., right] - lower_BH)
 
 
 def _place(quantiles: tuple[float, ...], probability: float) -> tuple[int, int, float]:

@@ -23,7 +23,7 @@ from forecasting.errors import InputError
 from ledger.forecasts import ForecastInputs, IssuedForecast, inputs_of
 from service.fallback import StandIn
 from service.histories import Prepared
-from service.schemas import SeriesForecast
+from service.schemas import Told
 
 FloatArray = NDArray[np.float64]
 StampArray = NDArray[np.datetime64]
@@ -44,7 +44,7 @@ class Answered:
     issued_BHQ: FloatArray
     """The whole horizon, whatever was asked for."""
     adjustment_BHQ: FloatArray | None
-    forecasts: Sequence[SeriesForecast]
+    forecasts: Sequence[Told]
 
     @property
     def nbytes(self) -> int:

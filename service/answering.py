@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic_core import to_json
 
 from forecasting import conformal
 from forecasting.covariates import Covariates
@@ -22,7 +23,7 @@ from service.journey import end_stage, note_model
 from service.ledger_histories import LedgerForecastRequest, build_request, read_history
 from service.parsing import parse_request
 from service.runtime import Runtime
-from service.schemas import ForecastAnswer, SeriesForecast
+from service.schemas import Status, Told
 
 FloatArray = NDArray[np.float64]
 
@@ -41,19 +42,7 @@ class Issued:
     prepared: Prepared
     quantiles_BHQ: FloatArray
     """The whole horizon, adjusted, whatever was asked for; NaN where there is none."""
-    forecasts: list[SeriesForecast]
-
-    @property
-    def answer(self) -> ForecastAnswer:
-        """Return the answer of the JSON API."""
-        model = self.prepared.model
-        return ForecastAnswer.model_construct(
-            forecast_id=self.forecast_id,
-            model=model.name,
-            version=model.version,
-            alias=model.alias,
-            forecasts=self.forecasts,
-        )
+    forecasts: list[Told]
 
 
 async def answer(body: bytes, runtime: Runtime) -> bytes:
@@ -63,9 +52,9 @@ async def answer(body: bytes, runtime: Runtime) -> bytes:
         ProblemError: the request was refused.
     """
     if len(body) < LARGE_BODY:
-        return _encode((await issue(_decode(body, runtime), runtime)).answer)
+        return _encode(await issue(_decode(body, runtime), runtime))
     issued = await issue(await asyncio.to_thread(_decode, body, runtime), runtime)
-    return await asyncio.to_thread(_encode, issued.answer)
+    return await asyncio.to_thread(_encode, issued)
 
 
 async def answer_from_ledger(asked: LedgerForecastRequest, runtime: Runtime) -> bytes:
@@ -78,7 +67,7 @@ async def answer_from_ledger(asked: LedgerForecastRequest, runtime: Runtime) -> 
     moment = runtime.ledger_link.clock() if asked.as_of is None else asked.as_of
     history = await runtime.ask_ledger(lambda ledger: read_history(ledger, model, asked, moment))
     prepared = prepare(build_request(asked, history), model, runtime.settings, moment)
-    return _encode((await issue(prepared, runtime)).answer)
+    return _encode(await issue(prepared, runtime))
 
 
 async def issue(prepared: Prepared, runtime: Runtime) -> Issued:
@@ -168,7 +157,7 @@ def _adjust(prepared: Prepared, quantiles_BHQ: FloatArray, runtime: Runtime) -> 
     return adjustment_BHQ
 
 
-def _describe(prepared: Prepared, quantiles_BHQ: FloatArray) -> list[SeriesForecast]:
+def _describe(prepared: Prepared, quantiles_BHQ: FloatArray) -> list[Told]:
     summary = summary_of(prepared.model.spec.quantiles, prepared.level)
     names, columns_BCH = summary.names, summary.columns(quantiles_BHQ[:, : prepared.h])
     finite_B: list[bool] = np.logical_and.reduce(np.isfinite(columns_BCH), axis=(1, 2)).tolist()
@@ -178,32 +167,32 @@ def _describe(prepared: Prepared, quantiles_BHQ: FloatArray) -> list[SeriesForec
     ]
 
 
-def _describe_series(window: Window, columns: Mapping[str, list[float]], finite: bool) -> SeriesForecast:
+def _describe_series(window: Window, columns: Mapping[str, list[float]], finite: bool) -> Told:
     reason = window.reason if finite else NOT_FINITE
     values: Mapping[str, Any] = columns if finite else {name: [None] * len(window.ds) for name in columns}
     if window.stand_in is not None and not window.stand_in.has_interval:
         values = {**dict.fromkeys(values, [None] * len(window.ds)), "mean": values["mean"]}
-    return SeriesForecast.model_construct(
-        unique_id=window.unique_id,
-        cutoff=window.cutoff,
-        status="ok" if reason is None else "degraded" if window.stand_in_HQ is None else "fallback",
-        reason=reason,
-        ds=window.ds,
-        **values,
-    )
+    status: Status = "ok" if reason is None else "degraded" if window.stand_in is None else "fallback"
+    return Told(window.unique_id, window.cutoff, status, reason, window.ds, values)
 
 
-def _label(forecast: SeriesForecast, window: Window) -> tuple[str, str]:
+def _label(forecast: Told, window: Window) -> tuple[str, str]:
     """Return the status of a forecast and its cause, as metrics count them."""
     if forecast.reason is None:
         return forecast.status, ""
     return forecast.status, window.cause if forecast.reason == window.reason and window.cause else "not_finite"
 
 
-def _encode(forecast: ForecastAnswer) -> bytes:
-    """Write the answer series by series, so that other threads get their turn in between."""
-    head = forecast.model_dump_json(exclude={"forecasts"}).removesuffix("}")
-    series = ",".join([one.model_dump_json() for one in forecast.forecasts])
-    raw = f'{head},"forecasts":[{series}]}}'.encode()
+def _encode(issued: Issued) -> bytes:
+    """Write the answer of the JSON API series by series, so that other threads get their turn in between."""
+    model = issued.prepared.model
+    head = {
+        "forecast_id": issued.forecast_id,
+        "model": model.name,
+        "version": model.version,
+        "alias": model.alias,
+    }
+    series = b",".join([told.to_json() for told in issued.forecasts])
+    raw = b"".join((to_json(head)[:-1], b',"forecasts":[', series, b"]}"))
     end_stage("encode")
     return raw

@@ -4,10 +4,10 @@ And text and moments of a query.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from service.decompression import ENCODINGS, BadEncodingError, UnpackedTooLargeError, unpack
 from service.journey import end_stage
@@ -47,11 +47,12 @@ async def read_body(request: Request, settings: ServiceSettings, taken: Sequence
     Raises:
         ProblemError: it is declared as nothing that is taken, is too large or too slow.
     """
-    media_type, encoding = _check_content_type(request, taken), _check_encoding(request)
+    headers = _declared(request)
+    media_type, encoding = _check_content_type(headers, taken), _check_encoding(headers)
     limit = settings.max_body_bytes
     try:
         async with asyncio.timeout(settings.body_seconds):
-            body = await _read_body(request, limit)
+            body = await _read_body(request, headers, limit)
     except TimeoutError:
         detail = f"the body did not arrive within {settings.body_seconds:g} seconds"
         raise ProblemError(BODY_TIMEOUT, detail, headers={"connection": "close"}) from None
@@ -76,8 +77,21 @@ async def _unpack(encoding: str, body: bytes, limit: int) -> bytes:
         ) from None
 
 
-def _check_content_type(request: Request, taken: Sequence[str]) -> str:
-    declared, _, parameters = request.headers.get("content-type", "").lower().partition(";")
+def _declared(request: Request) -> dict[bytes, str]:
+    """Return what is said of the body, in one pass; where something is said twice, both."""
+    found: dict[bytes, str] = {}
+    for name, value in request.scope["headers"]:
+        if name.startswith(b"content-"):
+            text = value.decode("latin-1")
+            found[name] = f"{found[name]},{text}" if name in found else text
+    return found
+
+
+def _check_content_type(headers: Mapping[bytes, str], taken: Sequence[str]) -> str:
+    sent = headers.get(b"content-type", "")
+    if sent in taken:
+        return sent
+    declared, _, parameters = sent.lower().partition(";")
     charset = parameters.partition("charset=")[2].strip().strip('"')
     media_type = declared.strip()
     if media_type not in taken or charset not in ("", "utf-8", "utf8"):
@@ -85,8 +99,8 @@ def _check_content_type(request: Request, taken: Sequence[str]) -> str:
     return media_type
 
 
-def _check_encoding(request: Request) -> str:
-    encoding = ",".join(request.headers.getlist("content-encoding")).strip().lower() or IDENTITY
+def _check_encoding(headers: Mapping[bytes, str]) -> str:
+    encoding = headers.get(b"content-encoding", "").strip().lower() or IDENTITY
     if encoding != IDENTITY and encoding not in ENCODINGS:
         known = ", ".join(ENCODINGS)
         detail = f"a body may be packed with one of {known}; send it so, or without a content-encoding"
@@ -94,17 +108,23 @@ def _check_encoding(request: Request) -> str:
     return encoding
 
 
-async def _read_body(request: Request, limit: int) -> bytes:
+async def _read_body(request: Request, headers: Mapping[bytes, str], limit: int) -> bytes:
     # What the header declares is believed only when it is already too much.
-    declared = request.headers.get("content-length", "0")
+    declared = headers.get(b"content-length", "0")
     if declared.isdecimal() and int(declared[:20]) > limit:
         raise _too_large(limit)
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > limit:
+    parts: list[bytes] = []
+    left, more = limit, True
+    while more:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        part, more = message.get("body", b""), message.get("more_body", False)
+        left -= len(part)
+        if left < 0:
             raise _too_large(limit)
-    return bytes(body)
+        parts.append(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 def _too_large(limit: int) -> ProblemError:

@@ -4,10 +4,13 @@ Requests are strict: a number is a JSON number, and a key nobody knows is an err
 passes. Limits that depend on the settings or on the model are checked where those are known.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, model_validator
+from pydantic_core import to_json
 
 from forecasting.spec import MODEL_NAME_PATTERN
 from service.problems import Problem
@@ -124,6 +127,7 @@ class ForecastRequest(ForecastOptions):
 
 
 Column = list[FiniteFloat | None]
+Status = Literal["ok", "degraded", "fallback"]
 
 
 class SeriesForecast(BaseModel):
@@ -134,12 +138,37 @@ class SeriesForecast(BaseModel):
 
     unique_id: str
     cutoff: str = Field(description="Timestamp of the last observed value; the forecast starts a step later.")
-    status: Literal["ok", "degraded", "fallback"] = Field(
+    status: Status = Field(
         description="ok; degraded: answered with less than was asked for; fallback: answered by a simpler method."
     )
     reason: str | None = Field(description="Why the status is not ok.")
     ds: list[str] = Field(description="The timestamps forecast.")
     mean: Column = Field(description="The mean forecast; null where there is none.")
+
+
+@dataclass(slots=True)
+class Told:
+    """A `SeriesForecast` as the service makes it, which needs no check: a tenth of the time."""
+
+    unique_id: str
+    cutoff: str
+    status: Status
+    reason: str | None
+    ds: list[str]
+    columns: Mapping[str, list[float] | list[None]]
+
+    def to_json(self) -> bytes:
+        """Write it as JSON."""
+        return to_json(
+            {
+                "unique_id": self.unique_id,
+                "cutoff": self.cutoff,
+                "status": self.status,
+                "reason": self.reason,
+                "ds": self.ds,
+                **self.columns,
+            }
+        )
 
 
 class ForecastAnswer(BaseModel):

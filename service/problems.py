@@ -130,7 +130,7 @@ OVERLOADED = Kind(
     "overloaded",
     503,
     "Too many requests at one time",
-    "64 requests are being answered already; try again in a second",
+    "256 requests are being answered already; try again in a second",
 )
 DEADLINE_EXCEEDED = Kind(
     "deadline-exceeded",

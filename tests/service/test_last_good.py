@@ -215,8 +215,9 @@ def test_a_copy_of_another_alias_or_registry_is_none(
 def test_what_cannot_be_kept_is_served_all_the_same(
     registry: DirectoryRegistry, start: Start, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (tmp_path / "file").write_text("a home that is no folder")
-    with start(home=tmp_path / "file") as client:
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "last-good").write_text("no folder")
+    with start(home=tmp_path / "other") as client:
         assert ask(client)[0] == "1"
         wait_until(lambda: "could not be kept on disk" in caplog.text)
         assert describe(client)["status"] == "ok"

@@ -149,7 +149,7 @@ def test_requests_may_be_compressed(client_of_triton: triton.InferenceServerClie
 def test_errors_are_told_as_the_client_expects_them(client_of_triton: triton.InferenceServerClient) -> None:
     asked: list[tuple[str, list[Any], str, str]] = [
         ("nobody", [numbers("y", histories())], "404", "no model is named 'nobody'"),
-        ("pump", [numbers("y", histories(length=5))], "400", "series '#0' has 5 points; this model needs 24"),
+        ("pump", [numbers("y", histories() * np.nan)], "400", "series '#0' has no observed value: every y is null"),
         (
             "pump",
             [numbers("x", histories())],
@@ -171,6 +171,14 @@ def test_errors_are_told_as_the_client_expects_them(client_of_triton: triton.Inf
             client_of_triton.infer(model, inputs)
         assert caught.value.status() == status
         assert caught.value.message().startswith(reason)
+
+
+def test_a_short_history_is_answered_by_the_seasonal_naive_and_that_is_said(
+    client_of_triton: triton.InferenceServerClient,
+) -> None:
+    result = client_of_triton.infer("pump", [numbers("y", histories(length=5))])
+    assert set(result.as_numpy("status")) == {b"fallback"}
+    assert b"has 5 points; this model needs 24" in result.as_numpy("reason")[0]
 
 
 def test_nothing_is_ready_before_its_models_are(serve: Serve, publish: Publish) -> None:

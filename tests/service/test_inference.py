@@ -104,7 +104,9 @@ def test_every_thread_that_is_started_prepares_itself_first() -> None:
 
 @dies
 def test_networks_run_on_as_many_cores_as_are_set_also_after_a_revival(registry: DirectoryRegistry) -> None:
-    runtime = Runtime(ServiceSettings(registry_uri=str(registry.root), ledger_url="off", torch_threads=3), lambda: registry)
+    runtime = Runtime(
+        ServiceSettings(registry_uri=str(registry.root), ledger_url="off", torch_threads=3), lambda: registry
+    )
     assert asyncio.run(runtime.infer(torch.get_num_threads)) == 3
     assert dead(runtime._worker).revive()
     assert asyncio.run(runtime.infer(torch.get_num_threads)) == 3

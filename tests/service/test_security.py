@@ -80,7 +80,9 @@ def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Keyed]:
     registry = DirectoryRegistry(folder / "registry")
     publish_into(registry, folder)(build_forecaster("pump"))
     keys = make_keys(folder / "keys.json")
-    settings = ServiceSettings(registry_uri=str(registry.root), home=folder, ledger_url="off", poll_seconds=0.05, log_requests="all")
+    settings = ServiceSettings(
+        registry_uri=str(registry.root), home=folder, ledger_url="off", poll_seconds=0.05, log_requests="all"
+    )
     with serve_app(create_app(settings)) as client:
         yield Keyed(client, keys, folder / "keys.json")
 

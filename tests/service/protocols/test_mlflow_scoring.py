@@ -210,7 +210,9 @@ def test_a_frame_that_is_none_is_refused_with_the_reason(ours: httpx.Client) -> 
 def test_a_short_history_is_answered_by_the_seasonal_naive_and_that_is_said(ours: httpx.Client) -> None:
     answer = ours.post("/invocations", json={"inputs": NAMES}).json()
     assert answer["predictions"][0]["mean"] == 1.0
-    assert answer["degraded"]["a"].startswith("series 'a' has 1 points; this model needs 12 (input_size): answered by")
+    assert answer["degraded"]["a"].startswith(
+        "series 'a' has 1 points; this model needs 12 (input_size): answered by"
+    )
 
 
 ANYTHING = st.one_of(st.none(), st.floats(), st.integers(-(10**400), 10**400), st.text(max_size=3), st.booleans())

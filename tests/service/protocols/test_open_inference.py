@@ -149,7 +149,12 @@ def test_requests_may_be_compressed(client_of_triton: triton.InferenceServerClie
 def test_errors_are_told_as_the_client_expects_them(client_of_triton: triton.InferenceServerClient) -> None:
     asked: list[tuple[str, list[Any], str, str]] = [
         ("nobody", [numbers("y", histories())], "404", "no model is named 'nobody'"),
-        ("pump", [numbers("y", histories() * np.nan)], "400", "series '#0' has no observed value: every y is null"),
+        (
+            "pump",
+            [numbers("y", histories() * np.nan)],
+            "400",
+            "series '#0' has no observed value: every y is null",
+        ),
         (
             "pump",
             [numbers("x", histories())],

@@ -234,8 +234,8 @@ class DirectoryRegistry:
     """A registry in a directory: `<model>/versions/<n>/` holds the artefact, `meta.json` its tags.
 
     Every change is one rename, so a process that dies leaves nothing half done; a file lock orders writers.
-    Publishing makes the directory. One that is not there is not an empty one: it may not be mounted, and nothing is
-    known of its models then.
+    Publishing makes the directory. One that is not there is not an empty one: it may not be mounted, and nothing
+    is known of its models then.
     """
 
     def __init__(self, root: Path) -> None:

@@ -92,7 +92,7 @@ def test_a_thread_that_died_is_started_again_and_what_waited_is_done(inference: 
 
 @dies
 def test_every_thread_that_is_started_prepares_itself_first() -> None:
-    """torch counts its threads for each thread that asks: the one after a revival must be told as the first was."""
+    """torch counts its threads for each thread that asks: the one after a revival must be told as well."""
     prepared: list[str] = []
     inference = InferenceThread(lambda: prepared.append(threading.current_thread().name))
     assert inference.submit(lambda: list(prepared)).result(timeout=10) == ["inference"]

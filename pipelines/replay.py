@@ -1,7 +1,7 @@
 """Replay: compute an issued forecast again from its record, and say whether it is the same, and to the last bit.
 
-The service forecasts what arrives together together, and large requests in rounds: a matrix product of another size
-may round otherwise, so a forecast may come out otherwise by as much as single precision leaves open.
+The service forecasts together what arrives together, and large requests in rounds: a matrix product of another
+size may round otherwise, so a forecast may come out otherwise by as much as single precision leaves open.
 
 H horizon, Q quantiles.
 """

@@ -206,7 +206,7 @@ def start(registry: DirectoryRegistry, publish: Publish) -> Iterator[Callable[..
 def test_a_forward_pass_that_hangs_ends_the_process_so_that_another_is_started(
     start: Callable[..., Process], large: bool
 ) -> None:
-    process = start(hang_seconds="1", drain_seconds="3" if large else "0")
+    process = start(hang_seconds="1", drain_seconds="1.5" if large else "0")
     with ThreadPoolExecutor(1) as thread:
         hanging = thread.submit(process.client.post, "/v1/forecast", json=body_of(HANGS, large=large))
         if large:  # else the event loop is held, and nobody is answered

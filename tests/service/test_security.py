@@ -8,7 +8,7 @@ import re
 import time
 from base64 import b64encode
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from pathlib import Path
@@ -16,7 +16,9 @@ from typing import Any
 
 import httpx
 import pytest
+import tritonclient.http as triton
 from starlette.types import Message, Receive, Scope, Send
+from tritonclient.utils import InferenceServerException
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
@@ -137,6 +139,14 @@ def test_a_scope_that_is_missing_is_named(keyed: Keyed) -> None:
     assert slug(answer) == (403, "missing-scope")
     assert "needs the scope 'forecast'" in answer.json()["detail"]
     assert answer.headers["www-authenticate"].endswith('error="insufficient_scope", scope="forecast"')
+
+
+def test_a_client_of_triton_shows_why_it_was_refused(keyed: Keyed) -> None:
+    client = triton.InferenceServerClient(str(keyed.client.base_url).removeprefix("http://"))
+    with closing(client), pytest.raises(InferenceServerException) as refused:
+        client.get_model_metadata("pump", headers={"authorization": f"Bearer {keyed.keys['write']}"})
+    assert (refused.value.status(), "needs the scope 'read'" in refused.value.message()) == ("403", True)
+    assert "error" not in keyed.get("/v1/models", "write").json()
 
 
 def test_admin_is_every_scope_and_the_others_are_themselves_alone(keyed: Keyed) -> None:

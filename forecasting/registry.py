@@ -212,12 +212,18 @@ def check_model_name(model: str) -> None:
         raise ModelNotFoundError(f"no model can be named {model!r}: use a-z, 0-9, dash and underscore")
 
 
-def open_registry(uri: str) -> Registry:
-    """Open the registry a URI names: `file:///path` or a path for a directory, else an MLflow URI."""
-    if uri.startswith("file://"):
-        return DirectoryRegistry(Path(uri.removeprefix("file://")))
-    if "://" not in uri:
-        return DirectoryRegistry(Path(uri))
+def open_registry(uri: str, *, create: bool = False) -> Registry:
+    """Open the registry a URI names: `file:///path` or a path for a directory, else an MLflow URI.
+
+    Args:
+        uri: as above.
+        create: make a directory that is not there, for whoever is about to publish the first model.
+    """
+    if uri.startswith("file://") or "://" not in uri:
+        root = Path(uri.removeprefix("file://"))
+        if create:
+            root.mkdir(parents=True, exist_ok=True)
+        return DirectoryRegistry(root)
     # MLflow takes two to three seconds to import: only who uses it pays.
     from forecasting.mlflow_registry import MlflowRegistry
 
@@ -228,6 +234,8 @@ class DirectoryRegistry:
     """A registry in a directory: `<model>/versions/<n>/` holds the artefact, `meta.json` its tags.
 
     Every change is one rename, so a process that dies leaves nothing half done; a file lock orders writers.
+    Publishing makes the directory. One that is not there is not an empty one: it may not be mounted, and nothing
+    is known of its models then.
     """
 
     def __init__(self, root: Path) -> None:
@@ -255,6 +263,7 @@ class DirectoryRegistry:
         return self.version(model, str(number))
 
     def models(self) -> list[str]:
+        self._check_root()
         try:
             return sorted({path.parent.parent.name for path in self.root.glob("*/versions/*")})
         except OSError as error:
@@ -277,6 +286,7 @@ class DirectoryRegistry:
         check_model_name(model)
         path = self._path(model, version) / "meta.json"
         if not path.is_file():
+            self._check_root()
             raise ModelNotFoundError(f"model {model!r} has no version {version}")
         meta = _read_json(path)
         aliases = sorted(alias for alias, target in self._aliases(model).items() if target == version)
@@ -321,12 +331,18 @@ class DirectoryRegistry:
             raise ModelNotFoundError(f"model {model!r} has no version {version!r}: versions are numbers")
         return self.root / model / "versions" / version
 
+    def _check_root(self) -> None:
+        if not self.root.is_dir():
+            raise RegistryUnavailableError("the registry's directory is not there: is it mounted?")
+
     def _list(self, model: str) -> list[ModelVersion]:
         check_model_name(model)
+        self._check_root()
         numbers = [path.name for path in (self.root / model / "versions").glob("*") if path.name.isdecimal()]
         return [self.version(model, number) for number in numbers]
 
     def _aliases(self, model: str) -> dict[str, str]:
+        self._check_root()
         path = self.root / model / "aliases.json"
         return _read_json(path) if path.is_file() else {}
 

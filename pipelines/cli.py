@@ -330,7 +330,7 @@ def replay_command(
     threads: Annotated[int, typer.Option(min=1, help="CPU threads: those of the service.")] = 1,
     device: Annotated[str, typer.Option(help="cpu or cuda: that of the service.")] = "cpu",
 ) -> None:
-    """Compute a forecast again from the ledger's record, and say whether it is the same to the last bit.
+    """Compute a forecast again from the ledger's record, and say whether it is the same, but for rounding.
 
     Ends with 1 if it is not, and shows the largest difference.
 

@@ -54,7 +54,7 @@ class Loop:
     @cached_property
     def registry(self) -> Registry:
         """The registry in force, opened when it is first asked."""
-        return open_registry(self.settings.registry)
+        return open_registry(self.settings.registry, create=True)
 
 
 @dataclass(frozen=True)

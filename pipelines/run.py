@@ -53,7 +53,7 @@ class Run:
 
     @cached_property
     def registry(self) -> Registry:
-        return open_registry(self.settings.registry)
+        return open_registry(self.settings.registry, create=True)
 
     @cached_property
     def ledger(self) -> Ledger:

@@ -56,13 +56,9 @@ ACCESS: Mapping[str, Mapping[str, Needed]] = {
     "/v2/repository/index": {"POST": "forecast"},
     "/v2/models/{model}": {"GET": "read"},
     "/v2/models/{model}/ready": {"GET": "read"},
-    "/v2/models/{model}/config": {"GET": "read"},
-    "/v2/models/{model}/stats": {"GET": "read"},
     "/v2/models/{model}/infer": {"POST": "forecast"},
     "/v2/models/{model}/versions/{version}": {"GET": "read"},
     "/v2/models/{model}/versions/{version}/ready": {"GET": "read"},
-    "/v2/models/{model}/versions/{version}/config": {"GET": "read"},
-    "/v2/models/{model}/versions/{version}/stats": {"GET": "read"},
     "/v2/models/{model}/versions/{version}/infer": {"POST": "forecast"},
     # TimeGPT's API.
     "/validate_api_key": {"GET": "any"},
@@ -70,7 +66,6 @@ ACCESS: Mapping[str, Mapping[str, Needed]] = {
     "/v2/forecast": {"POST": "forecast"},
     "/v2/cross_validation": {"POST": "forecast"},
     "/v2/anomaly_detection": {"POST": "forecast"},
-    "/v2/online_anomaly_detection": {"POST": "forecast"},
 }
 
 

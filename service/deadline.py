@@ -4,7 +4,7 @@ import asyncio
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.problems import DEADLINE_EXCEEDED, describe, respond
+from service.problems import DEADLINE_EXCEEDED, describe_at, respond
 
 
 class Deadline:
@@ -51,7 +51,7 @@ class Deadline:
                 raise  # Half an answer is out, or the process ends.
             task.uncancel()
             detail = f"there was no answer within {self._seconds:g} seconds"
-            problem = describe(DEADLINE_EXCEEDED, detail, str(scope.get("hindcast.request_id", "")))
+            problem = describe_at(scope, DEADLINE_EXCEEDED, detail)
             await respond(problem, {"retry-after": "1"})(scope, receive, send)
 
     def _look_again(self, loop: asyncio.AbstractEventLoop) -> None:

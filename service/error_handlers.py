@@ -15,6 +15,7 @@ from service.problems import (
     Kind,
     ProblemError,
     describe,
+    describe_at,
     respond,
 )
 
@@ -60,7 +61,7 @@ def _on_http_exception(request: Request, error: Exception) -> Response:
         NOT_FOUND: NOT_FOUND.example,
         METHOD_NOT_ALLOWED: f"{request.method} is not answered here; {_allowed(error)} is",
     }
-    return respond(describe(kind, details.get(kind, kind.title), _id_of(request)), error.headers)
+    return respond(describe_at(request.scope, kind, details.get(kind, kind.title)), error.headers)
 
 
 def _kind_of(status: int) -> Kind:

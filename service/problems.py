@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from pydantic import BaseModel, Field
 from starlette.responses import Response
+from starlette.types import Scope
 
 from forecasting.errors import InputError
 from service.journey import note_problem
@@ -130,7 +131,7 @@ OVERLOADED = Kind(
     "overloaded",
     503,
     "Too many requests at one time",
-    "64 requests are being answered already; try again in a second",
+    "256 requests are being answered already; try again in a second",
 )
 DEADLINE_EXCEEDED = Kind(
     "deadline-exceeded",
@@ -207,6 +208,12 @@ class Problem(BaseModel):
     errors: list[FieldError] = Field(default=[], description="Every problem found, at most 100.")
 
 
+class InferenceProblem(Problem):
+    """An error below /v2/, where clients of the Open Inference Protocol look for `error`."""
+
+    error: str = Field(description="The detail once more.")
+
+
 @dataclass(eq=False)
 class ProblemError(Exception):
     """Raised anywhere in the service to answer with a problem."""
@@ -235,6 +242,13 @@ def describe(kind: Kind, detail: str, request_id: str, errors: Sequence[FieldErr
         instance=request_id,
         errors=list(errors[:MAX_ERRORS]),
     )
+
+
+def describe_at(scope: Scope, kind: Kind, detail: str) -> Problem:
+    """Build the problem of a request that reached no route: what its protocol's clients look for is in it."""
+    problem = describe(kind, detail, str(scope.get("hindcast.request_id", "")))
+    inference = scope["path"].startswith("/v2/")
+    return InferenceProblem(**problem.model_dump(), error=detail) if inference else problem
 
 
 def respond(problem: Problem, headers: Mapping[str, str] | None = None) -> Response:

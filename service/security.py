@@ -22,7 +22,7 @@ from service.problems import (
     RATE_LIMITED,
     UNAUTHENTICATED,
     ProblemError,
-    describe,
+    describe_at,
     respond,
 )
 from service.rate_limit import BUCKET, BYTES_OF_A_UNIT
@@ -55,7 +55,7 @@ class AccessControl:
         try:
             holder = self._admit(scope)
         except ProblemError as error:
-            problem = describe(error.kind, error.detail, str(scope.get("hindcast.request_id", "")))
+            problem = describe_at(scope, error.kind, error.detail)
             await respond(problem, error.headers)(scope, receive, send)
             return
         if holder is not None and scope["type"] == "websocket":

@@ -13,7 +13,7 @@ PARTS: tuple[tuple[str, type[BaseSettings]], ...] = (("pipelines", PipelineSetti
 
 
 def default_of(field: FieldInfo) -> str:
-    if field.default_factory is not None or field.default in ("", None):
+    if field.default_factory is not None or field.default in ("", None, ()):
         return ""
     default = str(field.default)
     return f"`{default.lower() if isinstance(field.default, bool) else default}`"

@@ -92,14 +92,16 @@ def replay_forecast(settings: PipelineSettings, forecast_id: str, threads: int, 
     with closing(open_ledger(settings.ledger)) as ledger:
         replayed = replay(ledger, open_registry(settings.registry), forecast_id, threads=threads, device=device)
     first = replayed[0].issued
-    different = [one for one in replayed if not one.identical]
+    different = [one for one in replayed if not one.same]
+    rounded = sum(one.same and not one.identical for one in replayed)
     title = f"forecast {forecast_id} by {first.model} version {first.version}"
     if not different:
-        out.print(f"{title}: {len(replayed)} series, identical to the last bit", markup=False)
+        told = f"identical but for rounding in {rounded}" if rounded else "identical to the last bit"
+        out.print(f"{title}: {len(replayed)} series, {told}", markup=False)
         return True
     rows = [[one.issued.unique_id, f"{one.difference:.3g}"] for one in different]
     print_table(title, ["series", "largest difference"], rows)
-    out.print(f"{len(different)} of {len(replayed)} series are not identical", markup=False)
+    out.print(f"{len(different)} of {len(replayed)} series are not the same", markup=False)
     return False
 
 

@@ -20,7 +20,7 @@ from training.job import load_job
 
 def list_models(settings: PipelineSettings) -> None:
     """Print every version of every model."""
-    registry = open_registry(settings.registry)
+    registry = open_registry(settings.registry, create=True)
     rows = [_describe(version) for name in registry.models() for version in registry.versions(name)]
     if not rows:
         out.print("no models yet; `hindcast train JOB` makes one", markup=False)

@@ -9,7 +9,7 @@ from benchmarks.soak import OVERLOAD, SWAP, run_cases
 
 @pytest.mark.slow
 def test_no_request_fails_while_the_alias_moves_or_more_is_asked_than_can_be_given() -> None:
-    tallies = dict(run_cases(Namespace(quick=True, seconds=3.0, connections=8)))
+    tallies = dict(run_cases(Namespace(quick=True, seconds=1.5, connections=8)))
     swapped, overloaded = tallies[SWAP], tallies[OVERLOAD]
     assert swapped.failed == overloaded.failed == 0
     assert set(swapped.statuses) == {200}

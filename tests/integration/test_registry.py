@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +27,7 @@ from tests.processes import mlflow_server
 @pytest.fixture(params=["directory", "sqlite", "server", pytest.param("postgres", marks=pytest.mark.postgres)])
 def registry(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Registry]:
     if request.param == "directory":
-        yield open_registry(f"file://{tmp_path}/registry")
+        yield open_registry(f"file://{tmp_path}/registry", create=True)
     elif request.param == "sqlite":
         yield open_registry(f"sqlite:///{tmp_path}/home/mlflow.db")
     elif request.param == "server":
@@ -41,6 +41,22 @@ def save(tmp_path: Path, seed: int) -> Path:
     folder = tmp_path / f"artifact-{seed}"
     save_artifact(make_forecaster(seed=seed), folder)
     return folder
+
+
+def test_a_directory_that_is_not_there_is_no_empty_registry(tmp_path: Path) -> None:
+    registry = open_registry(str(tmp_path / "mounted-later"))
+    asked: tuple[Callable[[], object], ...] = (
+        registry.models,
+        lambda: registry.versions("pumps"),
+        lambda: registry.resolve("pumps"),
+        lambda: registry.version("pumps", "1"),
+    )
+    for ask in asked:
+        with pytest.raises(RegistryUnavailableError, match="is it mounted"):
+            ask()
+    assert not (tmp_path / "mounted-later").exists(), "asking made it"
+    registry.publish("pumps", save(tmp_path, 1), {})
+    assert registry.models() == ["pumps"]
 
 
 def test_registries_keep_the_contract(registry: Registry, tmp_path: Path) -> None:

@@ -174,6 +174,7 @@ def test_enough_new_data_ask_once_until_a_worker_takes_it(ledger: Ledger, regist
 
 
 def test_a_job_without_triggers_or_champion_is_left_alone(ledger: Ledger, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
     empty = DirectoryRegistry(tmp_path / "empty")
     assert check_triggers(job_with(new_data=1), ledger, empty) == []
     assert check_triggers(parse_job(JOB).model_copy(update={"triggers": None}), ledger, empty) == []

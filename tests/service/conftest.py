@@ -122,6 +122,7 @@ def serve_app(app: FastAPI, *, ready: bool = True) -> Iterator[httpx.Client]:
 
 @pytest.fixture
 def registry(tmp_path: Path) -> DirectoryRegistry:
+    (tmp_path / "registry").mkdir()
     return DirectoryRegistry(tmp_path / "registry")
 
 

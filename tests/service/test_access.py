@@ -33,6 +33,11 @@ def test_no_route_can_be_added_without_saying_what_a_key_needs_for_it(shared_app
     assert not missing, "add them to service/access.py"
 
 
+def test_the_table_opens_nothing_that_is_not_there(shared_app: FastAPI) -> None:
+    found = {(path, method) for path, methods in addresses(shared_app.routes) for method in methods}
+    assert {(path, method) for path, methods in ACCESS.items() for method in methods} <= found
+
+
 def test_nothing_but_health_is_open() -> None:
     opened = {path for path, methods in ACCESS.items() if "open" in methods.values()}
     assert opened == {"/health/live", "/health/ready", "/health", "/ping", "/v2/health/live", "/v2/health/ready"}

@@ -194,7 +194,7 @@ def test_a_websocket_may_be_silent_for_longer(server: uvicorn.Server) -> None:
 
 
 def test_the_process_is_started_with_all_of_it() -> None:
-    settings = ServiceSettings(head_seconds=3, stall_seconds=4, keep_alive_seconds=5, max_body_bytes=6000)
+    settings = ServiceSettings(head_seconds=3, stall_seconds=4, keep_alive_seconds=5, stream_message_bytes=6000)
     config = build_config(small_app(), settings)
     config.load()
     protocol = config.http_protocol_class
@@ -205,9 +205,9 @@ def test_the_process_is_started_with_all_of_it() -> None:
 
 
 @pytest.mark.parametrize("compression", ["deflate", None])
-def test_a_message_of_a_websocket_has_the_limit_of_a_body_packed_or_not(compression: str | None) -> None:
+def test_a_message_of_a_websocket_is_bounded_packed_or_not(compression: str | None) -> None:
     with (
-        serving(max_body_bytes=6000) as server,
+        serving(stream_message_bytes=6000) as server,
         connect(f"ws://127.0.0.1:{port_of(server)}/socket", compression=compression) as websocket,
     ):
         websocket.send("x" * 6000)

@@ -224,7 +224,7 @@ def test_what_the_seasonal_naive_answered_is_kept_scored_apart_and_computed_agai
         assert [f"{pd.Timestamp(ds).isoformat()}Z" for ds in one.ds_H] == said["ds"]
         assert summarise(one.values_HQ[None], one.quantiles, [])["mean"][0].tolist() == said["mean"]
     assert kept[1].inputs.y_L[:-6].tolist() == y
-    assert [one.identical for one in replay(ledger, registry, answer["forecast_id"])] == [True] * 3
+    assert [one.same for one in replay(ledger, registry, answer["forecast_id"])] == [True] * 3
     ledger.close()
 
 

@@ -112,6 +112,18 @@ def test_a_cold_start_without_a_registry_answers_with_the_copy_and_says_so(
 
 
 @pytest.mark.usefixtures("was_served")
+def test_a_directory_that_is_not_mounted_takes_no_model_away(registry: DirectoryRegistry, start: Start) -> None:
+    elsewhere = registry.root.rename(registry.root.with_name("unmounted"))
+    with start() as client:
+        assert (ask(client)[0], describe(client)["source"]) == ("1", "disk")
+        elsewhere.rename(registry.root)
+        wait_until(lambda: describe(client)["source"] == "registry")
+        registry.root.rename(elsewhere)
+        wait_until(lambda: sample(client, "hindcast_registry_failing") == 1)
+        assert (ask(client)[0], describe(client)["source"]) == ("1", "registry")
+
+
+@pytest.mark.usefixtures("was_served")
 def test_the_registry_is_followed_as_soon_as_it_answers(
     registry: DirectoryRegistry, publish: Publish, start: Start, home: Path
 ) -> None:
@@ -215,8 +227,9 @@ def test_a_copy_of_another_alias_or_registry_is_none(
 def test_what_cannot_be_kept_is_served_all_the_same(
     registry: DirectoryRegistry, start: Start, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (tmp_path / "file").write_text("a home that is no folder")
-    with start(home=tmp_path / "file") as client:
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "last-good").write_text("no folder")
+    with start(home=tmp_path / "other") as client:
         assert ask(client)[0] == "1"
         wait_until(lambda: "could not be kept on disk" in caplog.text)
         assert describe(client)["status"] == "ok"

@@ -227,11 +227,12 @@ def test_a_removed_registry_changes_no_answer_and_its_return_is_noticed(
     with serve() as client:
         away = registry.root.with_name("away")
         registry.root.rename(away)
-        wait_until(lambda: is_stale(client))
+        wait_until(lambda: client.get("/health/ready").json()["registry"] is not None)
         assert ask(client) == ("1", expect(first))
         assert client.get("/health/ready").status_code == 200
         away.rename(registry.root)
-        wait_until(lambda: describe(client)["status"] == "ok")
+        wait_until(lambda: client.get("/health/ready").json()["registry"] is None)
+        assert describe(client)["status"] == "ok"
 
 
 def test_a_new_model_appears_without_a_restart(publish: Publish, serve: Serve) -> None:

@@ -2,12 +2,13 @@
 
 import asyncio
 import io
+import json
 import logging
 import re
 import time
 from base64 import b64encode
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from pathlib import Path
@@ -15,10 +16,11 @@ from typing import Any
 
 import httpx
 import pytest
-from fastapi import FastAPI, WebSocket
+import tritonclient.http as triton
 from starlette.types import Message, Receive, Scope, Send
+from tritonclient.utils import InferenceServerException
 from websockets.exceptions import ConnectionClosed, InvalidStatus
-from websockets.sync.client import connect
+from websockets.sync.client import ClientConnection, connect
 
 from forecasting.registry import DirectoryRegistry
 from service import key_ring
@@ -26,8 +28,9 @@ from service.access import ACCESS
 from service.app import create_app
 from service.key_ring import KeyRing
 from service.key_store import create_key, revoke_key
+from service.logs import TextFormatter
 from service.middleware import SecurityHeaders
-from service.problems import Problem
+from service.problems import INVALID_REQUEST, MALFORMED_JSON, Problem
 from service.rate_limit import BYTES_OF_A_UNIT
 from service.redaction import redact_logs
 from service.security import LONGEST_ADDRESS, MOST_HEADERS, AccessControl
@@ -79,7 +82,9 @@ def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Keyed]:
     registry = DirectoryRegistry(folder / "registry")
     publish_into(registry, folder)(build_forecaster("pump"))
     keys = make_keys(folder / "keys.json")
-    settings = ServiceSettings(registry_uri=str(registry.root), home=folder, ledger_url="off", poll_seconds=0.05)
+    settings = ServiceSettings(
+        registry_uri=str(registry.root), home=folder, ledger_url="off", poll_seconds=0.05, log_requests="all"
+    )
     with serve_app(create_app(settings)) as client:
         yield Keyed(client, keys, folder / "keys.json")
 
@@ -134,6 +139,14 @@ def test_a_scope_that_is_missing_is_named(keyed: Keyed) -> None:
     assert slug(answer) == (403, "missing-scope")
     assert "needs the scope 'forecast'" in answer.json()["detail"]
     assert answer.headers["www-authenticate"].endswith('error="insufficient_scope", scope="forecast"')
+
+
+def test_a_client_of_triton_shows_why_it_was_refused(keyed: Keyed) -> None:
+    client = triton.InferenceServerClient(str(keyed.client.base_url).removeprefix("http://"))
+    with closing(client), pytest.raises(InferenceServerException) as refused:
+        client.get_model_metadata("pump", headers={"authorization": f"Bearer {keyed.keys['write']}"})
+    assert (refused.value.status(), "needs the scope 'read'" in refused.value.message()) == ("403", True)
+    assert "error" not in keyed.get("/v1/models", "write").json()
 
 
 def test_admin_is_every_scope_and_the_others_are_themselves_alone(keyed: Keyed) -> None:
@@ -263,8 +276,9 @@ def test_no_secret_is_logged_whatever_it_is_sent_in(keyed: Keyed, caplog: pytest
     with caplog.at_level(logging.DEBUG):
         answers = [keyed.client.get(path, headers=headers) for path, headers in sent]
     assert {answer.status_code for answer in answers} == {200, 401, 422}
-    ours = "\n".join(r.getMessage() for r in caplog.records if not r.name.startswith(("httpx", "httpcore")))
-    assert "GET /v1/models status=200" in ours
+    written = TextFormatter()
+    ours = "\n".join(written.format(r) for r in caplog.records if not r.name.startswith(("httpx", "httpcore")))
+    assert "method=GET path=/v1/models status=200" in ours
     assert half not in ours
     assert not [answer for answer in answers if half in answer.text and "since" not in str(answer.url)]
 
@@ -281,8 +295,7 @@ def test_a_key_that_is_logged_all_the_same_is_not_written(
     _, key = create_key(tmp_path / "keys.json", "sensor", ["forecast"], NOW)
     with stream_service(registry, keys_file=tmp_path / "keys.json") as address:
         with connect(f"{address}?api_key={key}", additional_headers=bearer(key)) as socket:
-            socket.send("1")
-            socket.recv(timeout=5)
+            tell(socket, "1")
         try:
             raise RuntimeError(key)
         except RuntimeError:
@@ -409,28 +422,23 @@ def test_the_page_of_the_documentation_may_run_its_own_scripts_and_no_others(cli
 
 @contextmanager
 def stream_service(registry: DirectoryRegistry, **settings: object) -> Iterator[str]:
-    """Run a service with a WebSocket that repeats what it is sent; yield its address."""
+    """Run a service without a model; yield the address of a stream, which answers every message with a problem."""
     app = create_app(ServiceSettings(registry_uri=str(registry.root), ledger_url="off", **settings))
-    app.router.routes[:] = [r for r in app.router.routes if getattr(r, "path", "") != "/v1/stream/{model}"]
-    add_echo(app)
     with serve_app(app, ready=False) as client:
         yield f"ws://127.0.0.1:{client.base_url.port}/v1/stream/pump"
 
 
-def add_echo(app: FastAPI) -> None:
-    @app.websocket("/v1/stream/{model}")
-    async def echo(socket: WebSocket, model: str) -> None:
-        await socket.accept()
-        async for text in socket.iter_text():
-            await socket.send_text(text)
+def tell(socket: ClientConnection, message: str, seconds: float = 5) -> str:
+    """Send a message; return the kind of problem it is answered with."""
+    socket.send(message)
+    return str(json.loads(socket.recv(timeout=seconds))["type"])
 
 
 def test_a_websocket_is_refused_before_it_is_accepted(registry: DirectoryRegistry, tmp_path: Path) -> None:
     keys = make_keys(tmp_path / "keys.json")
     with stream_service(registry, keys_file=tmp_path / "keys.json") as address:
         with connect(address, additional_headers=bearer(keys["forecast"])) as socket:
-            socket.send("21.5")
-            assert socket.recv(timeout=5) == "21.5"
+            assert tell(socket, "21.5") == INVALID_REQUEST.type
         for key, status in ((None, 401), ("revoked", 401), ("read", 403)):
             with pytest.raises(InvalidStatus) as refused:
                 connect(address, additional_headers=bearer(keys[key]) if key else None)
@@ -458,8 +466,7 @@ def test_a_websocket_ends_when_its_key_is_revoked(
         stream_service(registry, keys_file=tmp_path / "keys.json") as address,
         connect(address, additional_headers=bearer(key)) as socket,
     ):
-        socket.send("1")
-        assert socket.recv(timeout=5) == "1"
+        assert tell(socket, "1") == INVALID_REQUEST.type
         revoke_key(tmp_path / "keys.json", made.id, NOW)
         wait_until(lambda: is_refused(address, key))
         socket.send("2")
@@ -476,12 +483,10 @@ def test_a_stream_is_slowed_down_to_its_rate(registry: DirectoryRegistry, tmp_pa
         connect(address, additional_headers=bearer(key)) as socket,
     ):
         large = "x" * 44 * BYTES_OF_A_UNIT  # 40 units are saved: the next message has two seconds to wait
-        socket.send(large)
-        assert socket.recv(timeout=5) == large
-        socket.send("1")
+        assert tell(socket, large) == MALFORMED_JSON.type
         with pytest.raises(TimeoutError):
-            socket.recv(timeout=0.5)
-        assert socket.recv(timeout=15) == "1"
+            tell(socket, "1", seconds=0.5)
+        assert INVALID_REQUEST.type in socket.recv(timeout=15)
 
 
 def test_a_websocket_of_a_strangers_page_is_refused(registry: DirectoryRegistry, tmp_path: Path) -> None:
@@ -492,8 +497,7 @@ def test_a_websocket_of_a_strangers_page_is_refused(registry: DirectoryRegistry,
         assert refused.value.response.status_code == 403
         for origin in ("https://plant.example", address.replace("ws", "http").removesuffix("/v1/stream/pump")):
             with connect(address, origin=origin) as socket:
-                socket.send("1")
-                assert socket.recv(timeout=5) == "1"
+                assert tell(socket, "1") == INVALID_REQUEST.type
 
 
 def test_all_of_it_takes_microseconds_of_a_request(tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ def test_the_stages_of_a_request_are_measured_and_add_up_to_the_whole(publish: P
 def test_refusals_are_counted_by_reason(publish: Publish, serve: Serve) -> None:
     publish(build_forecaster("pump"))
     with serve() as client:
-        client.post("/v1/forecast", json={"model": "pump", "series": [{**SERIES, "y": [1.0]}]})
+        client.post("/v1/forecast", json={"model": "pump", "series": [{**SERIES, "y": []}]})
         client.post("/v1/forecast", content=b"{", headers={"content-type": "application/json"})
         client.post("/v1/forecast", content=b"{", headers={"content-type": "text/plain"})
         wait_until(lambda: sample(client, "hindcast_http_request_seconds_count", route="/v1/forecast") == 3)

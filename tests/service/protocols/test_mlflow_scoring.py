@@ -192,7 +192,7 @@ REFUSED = [
     ({"inputs": {**NAMES, "y": ["1"]}}, "y.0 of series 'a': Input should be a valid number"),
     ({"inputs": {**NAMES, "ds": ["soon"]}}, "ds.0 of series 'a': String should match pattern"),
     ({"inputs": {**NAMES, "unique_id": [7]}}, "unique_id of row 0 is no name"),
-    ({"inputs": NAMES}, "series 'a' has 1 points; this model needs 12 (input_size)"),
+    ({"inputs": {**NAMES, "y": [None]}}, "series 'a' has no observed value: every y is null"),
     ({"instances": []}, "the frame has no column unique_id, ds, y"),
     ({"dataframe_split": {"columns": ["y", "y"], "data": [[1, 2]]}}, "the frame has the column 'y' twice"),
     ({"dataframe_split": {"columns": ["y"], "data": [[1, 2]]}}, "row 0 has 2 values, and there are 1 columns"),
@@ -205,6 +205,14 @@ def test_a_frame_that_is_none_is_refused_with_the_reason(ours: httpx.Client) -> 
         answer = ours.post("/invocations", json=body)
         assert (answer.status_code, answer.json()["error_code"]) == (400, "BAD_REQUEST")
         assert answer.json()["message"].startswith(reason), answer.text
+
+
+def test_a_short_history_is_answered_by_the_seasonal_naive_and_that_is_said(ours: httpx.Client) -> None:
+    answer = ours.post("/invocations", json={"inputs": NAMES}).json()
+    assert answer["predictions"][0]["mean"] == 1.0
+    assert answer["degraded"]["a"].startswith(
+        "series 'a' has 1 points; this model needs 12 (input_size): answered by"
+    )
 
 
 ANYTHING = st.one_of(st.none(), st.floats(), st.integers(-(10**400), 10**400), st.text(max_size=3), st.booleans())

@@ -131,7 +131,7 @@ def test_answers_are_compressed_for_who_asks(
     y_BL = histories(20)
     result = client_of_triton.infer("pump", [numbers("y", y_BL)], response_compression_algorithm=packed)
     plain = client_of_triton.infer("pump", [numbers("y", y_BL)])
-    np.testing.assert_array_equal(result.as_numpy("quantiles"), plain.as_numpy("quantiles"))
+    np.testing.assert_allclose(result.as_numpy("quantiles"), plain.as_numpy("quantiles"), rtol=1e-6)
     answer = infer(client, {"inputs": [tensor(y_BL)]}, headers={"accept-encoding": packed})
     assert answer.headers["content-encoding"] == packed
 
@@ -143,13 +143,18 @@ def test_requests_may_be_compressed(client_of_triton: triton.InferenceServerClie
     y_BL = histories(20)
     result = client_of_triton.infer("pump", [numbers("y", y_BL)], request_compression_algorithm=packed)
     plain = client_of_triton.infer("pump", [numbers("y", y_BL)])
-    np.testing.assert_array_equal(result.as_numpy("quantiles"), plain.as_numpy("quantiles"))
+    np.testing.assert_allclose(result.as_numpy("quantiles"), plain.as_numpy("quantiles"), rtol=1e-6)
 
 
 def test_errors_are_told_as_the_client_expects_them(client_of_triton: triton.InferenceServerClient) -> None:
     asked: list[tuple[str, list[Any], str, str]] = [
         ("nobody", [numbers("y", histories())], "404", "no model is named 'nobody'"),
-        ("pump", [numbers("y", histories(length=5))], "400", "series '#0' has 5 points; this model needs 24"),
+        (
+            "pump",
+            [numbers("y", histories() * np.nan)],
+            "400",
+            "series '#0' has no observed value: every y is null",
+        ),
         (
             "pump",
             [numbers("x", histories())],
@@ -171,6 +176,14 @@ def test_errors_are_told_as_the_client_expects_them(client_of_triton: triton.Inf
             client_of_triton.infer(model, inputs)
         assert caught.value.status() == status
         assert caught.value.message().startswith(reason)
+
+
+def test_a_short_history_is_answered_by_the_seasonal_naive_and_that_is_said(
+    client_of_triton: triton.InferenceServerClient,
+) -> None:
+    result = client_of_triton.infer("pump", [numbers("y", histories(length=5))])
+    assert set(result.as_numpy("status")) == {b"fallback"}
+    assert b"has 5 points; this model needs 24" in result.as_numpy("reason")[0]
 
 
 def test_nothing_is_ready_before_its_models_are(serve: Serve, publish: Publish) -> None:

@@ -244,10 +244,6 @@ def test_what_the_model_was_not_trained_for_is_refused(nixtla: NixtlaClient) -> 
         "level 99 is outside what this model was trained for: above 0 and up to 95",
     )
     assert refusal(lambda: nixtla.forecast(sent, h=5)) == (422, "h is 5; model 'pump' forecasts at most 4 steps")
-    assert refusal(lambda: nixtla.forecast(frame(length=11), h=1)) == (
-        422,
-        "series '#0' has 11 points; this model needs 12 (input_size) (and 1 more problem)",
-    )
     assert (
         "these windows need 14, 12 of them (input_size) before the first"
         in refusal(lambda: nixtla.cross_validation(frame(length=13), h=2))[1]
@@ -256,6 +252,12 @@ def test_what_the_model_was_not_trained_for_is_refused(nixtla: NixtlaClient) -> 
         "at most 20: set num_partitions"
         in refusal(lambda: nixtla.forecast(frame(names="abcdefghijklmnopqrstu"), h=1))[1]
     )
+
+
+def test_a_short_history_is_answered_by_the_seasonal_naive(nixtla: NixtlaClient) -> None:
+    sent = frame(length=11)
+    ahead = nixtla.forecast(sent, h=1)
+    assert ahead["TimeGPT"].tolist() == pytest.approx(sent.groupby("unique_id").y.last().tolist(), rel=1e-6)
 
 
 def test_what_is_not_supported_is_refused_and_never_ignored(nixtla: NixtlaClient) -> None:

@@ -25,7 +25,9 @@ class BareNetwork(nn.Module):
     def forward(self, y_BL: Tensor) -> Tensor:
         level_B1 = y_BL[:, -1:]
         hidden_BLD, _ = self.lstm((y_BL - level_B1)[..., None])
-        quantiles_BHQ: Tensor = self.head(hidden_BLD[:, -1]).unflatten(-1, (HORIZON, QUANTILES)) + level_B1[..., None]
+        quantiles_BHQ: Tensor = (
+            self.head(hidden_BLD[:, -1]).unflatten(-1, (HORIZON, QUANTILES)) + level_B1[..., None]
+        )
         return quantiles_BHQ[..., list(COLUMNS.values())].transpose(1, 2)
 
 

@@ -13,6 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from service.journey import STAGES
 from service.telemetry import _FastHistogram
+from tests.conftest import missing_service
 from tests.service.conftest import Publish, Serve, build_forecaster, wait_until
 from tests.service.test_limits import admitted_request
 from tests.service.test_model_slot import truncate_weights
@@ -143,9 +144,9 @@ def test_metrics_are_named_as_prometheus_asks_and_listed_in_the_handbook(client:
 
 
 def test_promtool_finds_nothing_to_complain_of(client: httpx.Client) -> None:
-    promtool = shutil.which("promtool")
-    if promtool is None:
-        pytest.skip("needs promtool (Debian: prometheus); the test above looks at the same rules")
+    promtool = shutil.which("promtool") or ""
+    if not promtool:
+        missing_service("needs promtool (Debian: prometheus); the test above looks at the same rules")
     metrics = client.get("/metrics").text
     checked = subprocess.run([promtool, "check", "metrics"], input=metrics, capture_output=True, text=True)
     assert (checked.returncode, checked.stderr) == (0, "")

@@ -19,9 +19,13 @@ class DirectHead(nn.Module):
         self.linear = nn.Linear(hidden_size, horizon * output.n_parameters)
         if n_ahead:
             self.effect = AheadEffect(hidden_size, horizon, n_ahead, output.n_parameters)
+        # Worked out on the CPU even where a network is only laid out (on the meta device, to be loaded): there the
+        # same few operations import a compiler.
+        with torch.device("cpu"):
+            start_HP = output.start(horizon)
         with torch.no_grad():
             self.linear.weight.mul_(0.1)
-            self.linear.bias.copy_(output.start(horizon).flatten())
+            self.linear.bias.copy_(start_HP.flatten())
 
     def forward(self, hidden_BSD: Tensor, ahead_BTF: Tensor | None = None) -> Tensor:
         """Return the parameters `(B, S, H, P)`."""

@@ -6,6 +6,7 @@ import pytest
 
 from benchmarks import hostile
 from benchmarks.report import Report
+from tests.conftest import missing_service
 from tests.service.conftest import wait_until
 
 CONNECTIONS = 400
@@ -21,7 +22,7 @@ def test_idle_connections_cost_little_hold_nobody_up_and_leave_nothing(
     try:
         hostile.allow_files(CONNECTIONS)
     except ValueError as error:
-        pytest.skip(str(error))
+        missing_service(str(error))
     report = Report()
     with hostile.serve(tmp_path) as service:
         threads = service.threads

@@ -312,7 +312,6 @@ def test_a_model_can_be_set_for_clients_that_name_none(tmp_path: Path) -> None:
 
 
 def test_a_large_request_arrives_compressed(nixtla: NixtlaClient) -> None:
-    pytest.importorskip("service.decompression")
     sent = frame("15min", length=4000, names="abcdefghijklmnopqrst").assign(setpoint=1.0, holiday=0.0)
     ahead = frame("15min", length=4004, names="abcdefghijklmnopqrst").assign(setpoint=2.0, holiday=1.0)
     # With columns besides the values the SDK sends the whole history.

@@ -1,13 +1,10 @@
 """MLflow's scoring protocol: what asked `mlflow models serve` of a registered model may ask here instead."""
 
-from collections.abc import Callable, Coroutine, Mapping
 from importlib.metadata import version as version_of
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import PlainTextResponse
-from fastapi.routing import APIRoute
 from starlette.responses import JSONResponse
 
 from forecasting.forecaster import summarise
@@ -15,8 +12,8 @@ from service.answering import Issued, issue
 from service.histories import Prepared, prepare
 from service.limits import JSON, read_body
 from service.model_slot import LoadedModel
-from service.problems import INVALID_REQUEST, ProblemError
 from service.protocols.asking import beside, choose_model, write_json
+from service.protocols.errors import TranslatedRoute
 from service.protocols.frames import build_series, read_frame
 from service.protocols.schemas import ScoringAnswer, ScoringError
 from service.runtime import Runtime, RuntimeOf
@@ -44,31 +41,15 @@ MEANING = {
     503: "The model is not loaded, or too many requests at one time",
 }
 
-Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
-
-class ScoringRoute(APIRoute):
+class ScoringRoute(TranslatedRoute):
     """A route whose problems are told as MLflow's scoring server tells errors."""
 
-    def get_route_handler(self) -> Handler:
-        """Return FastAPI's handler, its problems translated."""
-        handle = super().get_route_handler()
-
-        async def translated(request: Request) -> Response:
-            try:
-                return await handle(request)
-            except ProblemError as problem:
-                status = 400 if problem.kind is INVALID_REQUEST else problem.kind.status
-                return _error(status, problem.detail, problem.headers)
-            except RequestValidationError as error:
-                return _error(400, f"{'.'.join(map(str, error.errors()[0]['loc']))}: {error.errors()[0]['msg']}")
-
-        return translated
-
-
-def _error(status: int, message: str, headers: Mapping[str, str] | None = None) -> Response:
-    told = {"error_code": ERROR_CODES.get(status, "INTERNAL_ERROR"), "message": message}
-    return JSONResponse(told, status, dict(headers or {}))
+    @staticmethod
+    def tell(status: int, detail: str, headers: dict[str, str]) -> Response:
+        """Return an error with MLflow's name of it."""
+        told = {"error_code": ERROR_CODES.get(status, "INTERNAL_ERROR"), "message": detail}
+        return JSONResponse(told, status, headers)
 
 
 router = APIRouter(tags=["MLflow scoring"], route_class=ScoringRoute)

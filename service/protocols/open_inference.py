@@ -5,13 +5,11 @@ B series, L values of each, H horizon, Q quantiles.
 
 import gzip
 import zlib
-from collections.abc import Callable, Coroutine
 from importlib.metadata import version as version_of
 from typing import Annotated, Any
 
 import numpy as np
 from fastapi import APIRouter, Request, Response
-from fastapi.routing import APIRoute
 from numpy.typing import NDArray
 from pydantic import Field, TypeAdapter, ValidationError
 from starlette.responses import JSONResponse
@@ -21,8 +19,9 @@ from service.answering import Issued, issue
 from service.histories import Prepared, prepare
 from service.limits import JSON, read_body
 from service.model_slot import LoadedModel
-from service.problems import INVALID_REQUEST, UNKNOWN_MODEL, FieldError, ProblemError, refuse
+from service.problems import UNKNOWN_MODEL, FieldError, ProblemError, refuse
 from service.protocols.asking import any_start, beside, needs_time, refuse_field
+from service.protocols.errors import TranslatedRoute
 from service.protocols.schemas import (
     InferenceAnswer,
     InferenceError,
@@ -55,24 +54,15 @@ TEXTS_SENT: dict[str, tuple[str, TypeAdapter[str]]] = {
 """What texts of an input must be."""
 
 FloatArray = NDArray[np.float64]
-Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
-class InferenceRoute(APIRoute):
+class InferenceRoute(TranslatedRoute):
     """A route whose problems are told as this protocol tells errors."""
 
-    def get_route_handler(self) -> Handler:
-        """Return FastAPI's handler, its problems translated."""
-        handle = super().get_route_handler()
-
-        async def translated(request: Request) -> Response:
-            try:
-                return await handle(request)
-            except ProblemError as problem:
-                status = 400 if problem.kind is INVALID_REQUEST else problem.kind.status
-                return JSONResponse({"error": problem.detail}, status, dict(problem.headers))
-
-        return translated
+    @staticmethod
+    def tell(status: int, detail: str, headers: dict[str, str]) -> Response:
+        """Return an error as Triton's clients read it."""
+        return JSONResponse({"error": detail}, status, headers)
 
 
 router = APIRouter(prefix="/v2", tags=["Open Inference Protocol"], route_class=InferenceRoute)

@@ -1,7 +1,8 @@
 """Many requests, one forward pass: what arrives together is forecast together, and nobody waits for company.
 
-A request hands its windows over and waits. Everything that was handed over in one turn of the event loop goes
-through each model's network at once: at low load a request goes alone, at high load batches grow by themselves.
+A request hands its windows over and waits. Everything that was handed over, turn after turn of the event loop as
+long as each turn brings more, goes through each model's network at once: a request that comes alone goes alone, and
+under load batches grow by themselves, for a pass over ten windows takes little longer than one over a single one.
 What takes little time runs right there, since a hop to a thread costs more than the work; the rest queues for the
 inference thread, which works in rounds of bounded length and gives every request that waits its share of each.
 
@@ -36,6 +37,9 @@ ROUND_SECONDS = 0.020
 """About how long the inference thread works before it looks who waits."""
 UNKNOWN_ROUND = 64
 """Windows in the first round of a model of which nothing was measured yet."""
+
+GATHER_SECONDS = 0.004
+"""Longest that a request waits because every turn of the event loop brings others."""
 
 RunListener = Callable[[LoadedModel, int, float, float, Sequence[Journey]], None]
 """Told of every forward pass: the model, its windows, its begin and end, and the requests that shared it."""
@@ -119,7 +123,7 @@ class Batcher:
         loop = asyncio.get_running_loop()
         asked = _Asked(model, y_BL, covariates, loop.create_future(), current_journey())
         if not self._arrived:
-            loop.call_soon(self._begin)
+            loop.call_soon(self._gather, 0, loop.time() + GATHER_SECONDS)
         self._arrived.append(asked)
         self.waiting += len(y_BL)
         try:
@@ -127,8 +131,16 @@ class Batcher:
         finally:
             self.waiting -= len(y_BL)
 
+    def _gather(self, seen: int, until: float) -> None:
+        """Begin once a turn of the event loop has brought nothing more, or the first has waited long enough."""
+        loop = asyncio.get_running_loop()
+        if len(self._arrived) > seen and loop.time() < until:
+            loop.call_soon(self._gather, len(self._arrived), until)
+        else:
+            self._begin()
+
     def _begin(self) -> None:
-        """Run what arrived since the last turn, or queue it; what nobody waits for any more is dropped."""
+        """Run what arrived, or queue it; what nobody waits for any more is dropped."""
         arrived, self._arrived = self._arrived, []
         patience = INLINE_SECONDS
         for batch in _by_model(asked for asked in arrived if asked.is_wanted).values():

@@ -134,6 +134,25 @@ def test_what_arrives_together_goes_through_the_network_together(executor: Execu
     assert forecaster.passes == [6]
 
 
+@pytest.mark.parametrize(("longest", "first"), [(60.0, 10), (0.0, 1)])
+def test_as_long_as_every_turn_brings_more_the_pass_waits_but_not_for_ever(
+    executor: Executor, monkeypatch: pytest.MonkeyPatch, longest: float, first: int
+) -> None:
+    monkeypatch.setattr(batching, "GATHER_SECONDS", longest)
+    model, forecaster = counted()
+
+    async def come_one_by_one() -> None:
+        batcher = Batcher(executor, 4096, quiet)
+        coming = []
+        for i in range(10):
+            coming.append(asyncio.ensure_future(batcher.predict(model, histories(1, float(i)), None)))
+            await asyncio.sleep(0)
+        await asyncio.gather(*coming)
+
+    asyncio.run(come_one_by_one())
+    assert (forecaster.passes[0], sum(forecaster.passes)) == (first, 10)
+
+
 def test_a_request_that_cannot_be_forecast_fails_alone(executor: Executor) -> None:
     model, _ = counted()
     asked: list[Request] = [(model, histories(1, first), None) for first in (0.0, 1.0, Counting.ILL, 2.0, 3.0)]

@@ -1,8 +1,8 @@
 """Many requests, one forward pass: what arrives together is forecast together, and nobody waits for company.
 
 A request hands its windows over and waits. Everything that was handed over, turn after turn of the event loop as
-long as each turn brings more, goes through each model's network at once: a request that comes alone goes alone, and
-under load batches grow by themselves, for a pass over ten windows takes little longer than one over a single one.
+long as each turn brings more, goes through each model's network at once: a request that comes alone goes alone,
+and under load batches grow by themselves, for a pass over ten windows takes little longer than one over a single.
 What takes little time runs right there, since a hop to a thread costs more than the work; the rest queues for the
 inference thread, which works in rounds of bounded length and gives every request that waits its share of each.
 

@@ -25,8 +25,9 @@ from forecasting.transforms import apply_transform, invert_transform
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
-BATCH = 4096
-"""Windows in one forward pass; it bounds the memory of a large request, not its size."""
+BATCH = {"cpu": 256, "cuda": 4096}
+"""Windows in one forward pass, which bounds the memory of a large request and not its size; on a CPU so many that
+what a recurrent network leaves behind at every step stays in the cache."""
 
 
 class Forecaster:
@@ -84,9 +85,10 @@ class Forecaster:
     def _forward_in_batches(
         self, x_BL: FloatArray, mask_BL: NDArray[np.bool_], covariates: Covariates | None
     ) -> FloatArray:
-        if len(x_BL) <= BATCH:
+        size = BATCH.get(self.device.type, BATCH["cpu"])
+        if len(x_BL) <= size:
             return self._forward(x_BL, mask_BL, covariates) if len(x_BL) else self._empty()
-        batches = [slice(i, i + BATCH) for i in range(0, len(x_BL), BATCH)]
+        batches = [slice(i, i + size) for i in range(0, len(x_BL), size)]
         return np.concatenate(
             [
                 self._forward(x_BL[rows], mask_BL[rows], None if covariates is None else covariates.rows(rows))

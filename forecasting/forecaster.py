@@ -48,6 +48,11 @@ class Forecaster:
         """Steps of history `predict` expects."""
         return self.spec.input_size
 
+    @property
+    def batch(self) -> int:
+        """Windows in one forward pass."""
+        return BATCH.get(self.device.type, BATCH["cpu"])
+
     @torch.inference_mode()
     def predict(self, y_BL: FloatArray, covariates: Covariates | None = None) -> FloatArray:
         """Forecast the steps after each history.
@@ -85,7 +90,7 @@ class Forecaster:
     def _forward_in_batches(
         self, x_BL: FloatArray, mask_BL: NDArray[np.bool_], covariates: Covariates | None
     ) -> FloatArray:
-        size = BATCH.get(self.device.type, BATCH["cpu"])
+        size = self.batch
         if len(x_BL) <= size:
             return self._forward(x_BL, mask_BL, covariates) if len(x_BL) else self._empty()
         batches = [slice(i, i + size) for i in range(0, len(x_BL), size)]

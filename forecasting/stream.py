@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from forecasting.calendar import OFF_GRID, Calendar
 from forecasting.covariates import Covariates, encode_static, future_columns
-from forecasting.forecaster import BATCH, Forecaster
+from forecasting.forecaster import Forecaster
 from forecasting.networks.base import CovariateTensors
 from forecasting.recurrence import Recurrence, recurrence_of
 from forecasting.scaling import RunningState
@@ -39,6 +39,8 @@ NOTHING = np.iinfo(np.int64).min
 SEEN = RunningState._fields.index("seen_B")
 NOT_TOLD = -1
 """The code of a static nobody told."""
+BATCH = 4096
+"""Streams advanced in one pass: a step leaves little behind, but what a pass takes with it has to be bounded."""
 
 
 class Outcome(IntEnum):

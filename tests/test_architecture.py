@@ -37,7 +37,12 @@ ROOMS = {
     "ray": {"pipelines/fanout.py"},
     "rich": {"pipelines/console.py"},
     "safetensors": {"forecasting/artifact.py"},
-    "scipy": {"forecasting/fallback.py", "forecasting/networks/outputs.py", "training/significance.py"},
+    "scipy": {
+        "forecasting/fallback.py",
+        "forecasting/networks/outputs.py",
+        "training/significance.py",
+        "training/skewed_t.py",
+    },
     "pandera": {"ledger/rules.py"},
     "paho": {"pipelines/bridge.py"},
     "sqlalchemy": {"ledger/", "training/sources/sql.py"},

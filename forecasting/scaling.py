@@ -213,6 +213,12 @@ def _fill_from(x_BL: Tensor, mask_BL: Tensor, state: RunningState) -> Tensor:
     return torch.where(latest_BL >= 0, x_BL.gather(1, latest_BL.clamp_min(0)), before_B1)
 
 
+def running_mean(value_BL: Tensor, weight_BL: Tensor, decay: float) -> Tensor:
+    """Return at every step the mean of the values up to it, weights decaying by the step; 0 without any weight."""
+    zero_B = torch.zeros_like(value_BL[:, 0])
+    return _running_mean(value_BL, weight_BL, decay, (zero_B, zero_B))[0]
+
+
 def _running_mean(
     value_BL: Tensor, weight_BL: Tensor, decay: float, state: tuple[Tensor, Tensor]
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:

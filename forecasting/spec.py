@@ -12,8 +12,10 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from forecasting.scaling import Scaling
 from forecasting.transforms import Transform
 
-FORMAT_VERSION = 2
-"""The artefact format this version writes, and the newest it reads; 1 knew no covariates and one head."""
+FORMAT_VERSION = 3
+"""The artefact format this version writes, and the newest it reads.
+
+1 knew no covariates and one head, 2 no volatility networks and no skewed Student-t."""
 
 MODEL_NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,63}$"
 
@@ -23,8 +25,8 @@ Layers = Annotated[int, Field(ge=1, le=16)]
 Dropout = Annotated[float, Field(ge=0.0, lt=1.0)]
 ColumnName = Annotated[str, Field(min_length=1, max_length=128)]
 
-Head = Literal["quantile", "student_t", "point"]
-"""What a network says of each step: quantiles that cannot cross, a Student-t density, or one value."""
+Head = Literal["quantile", "student_t", "skewed_t", "point"]
+"""What a network says of each step: quantiles that cannot cross, a Student-t, skewed or not, or one value."""
 
 Decoding = Literal["direct", "autoregressive"]
 """How a sequence is decoded: the whole horizon at once, or step by step with the output fed back."""
@@ -84,7 +86,9 @@ class MLPSpec(_Frozen):
     layers: Layers = Field(2, description="Hidden layers.")
     dropout: Dropout = Field(0.0, description="Dropout after each hidden layer, in training.")
     scaling: Scaling = Field("last", description="Window scaling; see forecasting.scaling.")
-    head: Head = Field("quantile", description="What is said of each step: quantile, student_t or point.")
+    head: Head = Field(
+        "quantile", description="What is said of each step: quantile, student_t, skewed_t or point."
+    )
 
 
 class RecurrentSpec(_Frozen):
@@ -99,7 +103,9 @@ class RecurrentSpec(_Frozen):
     scale_span: int | None = Field(
         None, ge=2, le=100_000, description="Span of the running scale in steps; default half of input_size."
     )
-    head: Head = Field("quantile", description="What is said of each step: quantile, student_t or point.")
+    head: Head = Field(
+        "quantile", description="What is said of each step: quantile, student_t, skewed_t or point."
+    )
     decoding: Decoding = Field(
         "direct", description="The horizon at once, or step by step with the forecast fed back (autoregressive)."
     )
@@ -132,7 +138,9 @@ class SegmentSpec(_Frozen):
         description="A linear map of the window from the closed-form ridge: none; skip: added, and fitted on with "
         "the network; blend: mixed with it in the proportion validation asks for.",
     )
-    head: Head = Field("quantile", description="What is said of each step: quantile, student_t or point.")
+    head: Head = Field(
+        "quantile", description="What is said of each step: quantile, student_t, skewed_t or point."
+    )
 
     @model_validator(mode="after")
     def _window_holds_a_segment(self) -> "SegmentSpec":
@@ -141,7 +149,42 @@ class SegmentSpec(_Frozen):
         return self
 
 
-TrainedSpec = Annotated[MLPSpec | RecurrentSpec | SegmentSpec, Field(discriminator="kind")]
+VARIANCE_COLUMNS = ("parkinson", "garman_klass", "rogers_satchell")
+"""Past columns that hold a variance of each step, in the square of the units of the target's changes."""
+
+RETURN_COLUMNS = ("overnight", "intraday")
+"""Past columns that hold a part of the target's change at each step."""
+
+
+class VolatilitySpec(_Frozen):
+    """A network for the spread of returns: a linear path and a recurrent one to the log of the scale.
+
+    It reads past columns named in VARIANCE_COLUMNS and RETURN_COLUMNS as what they are, and any other as columns.
+    """
+
+    kind: Literal["volatility_rnn", "volatility_gru", "volatility_lstm"] = "volatility_lstm"
+    input_size: InputSize = Field(description="Steps of history the network sees; a year of sessions is 250.")
+    hidden_size: HiddenSize = Field(16, description="Units of the recurrent path.")
+    dropout: Dropout = Field(0.0, description="Dropout before the output of the recurrent path, in training.")
+    scale_span: int | None = Field(
+        None, ge=2, le=100_000, description="Span of the running scale in steps; default input_size."
+    )
+
+    @property
+    def head(self) -> Head:
+        """Return what is said of each step: a skewed Student-t, always."""
+        return "skewed_t"
+
+    @property
+    def span(self) -> int:
+        """Return the span of the running scale that is in force."""
+        return self.scale_span or max(2, self.input_size)
+
+
+Trained = MLPSpec | RecurrentSpec | SegmentSpec | VolatilitySpec
+"""What is fitted by gradient descent."""
+
+TrainedSpec = Annotated[Trained, Field(discriminator="kind")]
 
 
 class EnsembleSpec(_Frozen):
@@ -157,7 +200,7 @@ class EnsembleSpec(_Frozen):
 
 
 NetworkSpec = Annotated[
-    NaiveSpec | SeasonalNaiveSpec | DriftSpec | RidgeSpec | MLPSpec | RecurrentSpec | SegmentSpec | EnsembleSpec,
+    NaiveSpec | SeasonalNaiveSpec | DriftSpec | RidgeSpec | Trained | EnsembleSpec,
     Field(discriminator="kind"),
 ]
 
@@ -194,7 +237,7 @@ class CovariatesSpec(_Frozen):
 class ForecasterSpec(_Frozen):
     """The whole of a forecaster but its weights; `spec.json` of an artefact."""
 
-    format_version: Literal[1, 2] = 2
+    format_version: Literal[1, 2, 3] = 3
     name: str = Field(pattern=MODEL_NAME_PATTERN, description="The job, and the registered model.")
     freq: str = Field(max_length=32, description="Pandas alias or exchange calendar.")
     season_length: int = Field(ge=1, le=100_000)

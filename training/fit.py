@@ -17,7 +17,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from forecasting.errors import TrainingError
 from forecasting.networks import QuantileNetwork, build_network
-from forecasting.networks.base import RawForecast, TrainedNetwork
+from forecasting.networks.base import EveryStepNetwork, RawForecast, TrainedNetwork
 from forecasting.networks.ensemble import Ensemble
 from forecasting.networks.recurrent import Recurrent, RecurrentState
 from forecasting.networks.segment import Segment
@@ -25,7 +25,7 @@ from forecasting.spec import EnsembleSpec, ForecasterSpec
 from training.baselines import solve_window_map
 from training.job import LossKind, TrainingConfig
 from training.losses import ForecastLoss
-from training.prepare import measure_covariates, measure_units, start_warm, weigh_linear
+from training.prepare import measure_covariates, measure_features, measure_units, start_warm, weigh_linear
 from training.windows import Batch, Lanes, Windows
 
 Log = Callable[[Mapping[str, float], int], None]
@@ -121,6 +121,7 @@ def _start(network: TrainedNetwork, train: Windows, validation: Windows, warm: Q
         return
     measure_covariates(network, train)
     measure_units(network, train)
+    measure_features(network, train)
     if isinstance(network, Segment) and network.linear is not None:
         solve_window_map(network.linear, network, train, validation)
 
@@ -175,10 +176,10 @@ class Fitting:
     ) -> None:
         self.network, self.config, self.train, self.validation = network, config, train, validation
         self.device = train.data.device
-        self.recurrent = network if isinstance(network, Recurrent) else None
-        # A recurrent network is not scored on the steps in which it has hardly seen anything yet.
+        self.every_step = network if isinstance(network, EveryStepNetwork) else None
+        # A network is not scored on the steps in which it has hardly seen anything yet.
         quarter = min(spec.input_size // 4, spec.input_size - 1)
-        self.skip = (quarter if config.warm_up is None else config.warm_up) if self.recurrent is not None else 0
+        self.skip = (quarter if config.warm_up is None else config.warm_up) if self.every_step is not None else 0
         self.lanes = self._list_lanes(spec)
         if self.lanes is None and self.skip >= spec.input_size:
             raise TrainingError(
@@ -201,12 +202,14 @@ class Fitting:
         self.steps = self._steps_per_epoch(spec)
 
     def _list_lanes(self, spec: ForecasterSpec) -> Lanes | None:
-        config = self.config
-        if config.truncation is None or self.recurrent is None:
+        config, network = self.config, self.network
+        if config.truncation is None or self.every_step is None:
             return None
+        if not isinstance(network, Recurrent):
+            raise TrainingError(f"{spec.network.kind} carries no state from chunk to chunk; leave truncation out")
         lanes = Lanes(
             self.train.data,
-            self.recurrent.trained_horizon,
+            network.trained_horizon,
             self.train.stop,
             chunk=config.truncation,
             n_chunks=config.lane_chunks,
@@ -222,7 +225,7 @@ class Fitting:
         return lanes
 
     def _steps_per_epoch(self, spec: ForecasterSpec) -> int:
-        scored = 1 if self.recurrent is None else spec.input_size - min(self.skip, spec.input_size - 1)
+        scored = 1 if self.every_step is None else spec.input_size - min(self.skip, spec.input_size - 1)
         independent = len(self.train) / scored
         steps = self.config.steps_per_epoch or min(100, max(10, math.ceil(independent / self.config.batch_size)))
         return steps if self.lanes is None else max(1, round(steps / self.lanes.n_chunks)) * self.lanes.n_chunks
@@ -294,20 +297,20 @@ class Fitting:
 
     def _forecasts(self) -> Iterator[tuple[RawForecast, Batch]]:
         """Yield the forecasts of an epoch's steps, each made when the step before it has been taken."""
-        if self.lanes is not None and self.recurrent is not None:
-            yield from self._lane_forecasts(self.lanes, self.recurrent)
+        if self.lanes is not None and isinstance(self.network, Recurrent):
+            yield from self._lane_forecasts(self.lanes, self.network)
             return
         for _ in range(self.steps):
             size = (self.config.batch_size,)
             chosen_B = torch.randint(len(self.train), size, generator=self.sampler, device=self.device)
-            if self.recurrent is None:
+            if self.every_step is None:
                 batch = self._hide(self.train.gather(chosen_B))
                 with self._precision():
                     forecast = self.network.raw_forecast(batch.inputs)
             else:
                 batch = self._hide(self.train.gather_every_step(chosen_B, self.skip, self.network.trained_horizon))
                 with self._precision():
-                    forecast, _ = self.recurrent.forecast_every_step(batch.inputs, skip=self.skip)
+                    forecast = self.every_step.forecast_steps(batch.inputs, skip=self.skip)
             yield forecast, batch
 
     def _lane_forecasts(self, lanes: Lanes, network: Recurrent) -> Iterator[tuple[RawForecast, Batch]]:

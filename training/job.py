@@ -31,16 +31,18 @@ from forecasting.panel import BadSeries
 from forecasting.spec import (
     BASELINE_KINDS,
     MODEL_NAME_PATTERN,
+    RETURN_COLUMNS,
+    VARIANCE_COLUMNS,
     CalendarFeature,
     ColumnName,
     CovariatesSpec,
     EnsembleSpec,
     ForecasterSpec,
     Head,
-    MLPSpec,
     NetworkSpec,
-    RecurrentSpec,
     SegmentSpec,
+    Trained,
+    VolatilitySpec,
     quantiles_for,
 )
 from forecasting.transforms import Transform
@@ -54,6 +56,7 @@ Units = Literal["window", "series"]
 LOSSES: dict[Head, tuple[LossKind, ...]] = {
     "quantile": ("quantile",),
     "student_t": ("likelihood", "quantile"),
+    "skewed_t": ("likelihood", "quantile"),
     "point": ("squared", "absolute"),
 }
 """What each head can be fitted with, its usual loss first."""
@@ -108,7 +111,8 @@ class TrainingConfig(_Section):
 
     loss: LossKind | Literal["auto"] = Field(
         "auto",
-        description="auto: what suits the head: quantile (pinball), student_t (likelihood), point (squared).",
+        description="auto: what suits the head: quantile (pinball), student_t and skewed_t (likelihood), point "
+        "(squared).",
     )
     units: Units = Field(
         "window", description="Units of the loss: each window's scale, so all count alike, or its series' scale."
@@ -447,7 +451,7 @@ class JobConfig(_Section):
     def _networks_fit_the_rest(self) -> "JobConfig":
         for candidate in self.candidates:
             network = candidate.network
-            if isinstance(network, MLPSpec | RecurrentSpec | SegmentSpec):
+            if isinstance(network, Trained):
                 try:
                     self.training_of(candidate).loss_for(network.head)
                 except ValueError as error:
@@ -456,6 +460,24 @@ class JobConfig(_Section):
             if by_series and "unique_id" not in self.covariates.static:
                 raise ValueError(
                     f"candidate {candidate.name!r}: scale: series takes unique_id among the static covariates"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _volatility_is_that_of_returns(self) -> "JobConfig":
+        ranges = [name for name in self.covariates.past if name in (*VARIANCE_COLUMNS, *RETURN_COLUMNS)]
+        for candidate in self.candidates:
+            if not isinstance(candidate.network, VolatilitySpec):
+                continue
+            if self.training_of(candidate).truncation is not None:
+                raise ValueError(
+                    f"candidate {candidate.name!r}: truncation is for rnn, gru and lstm, whose state is carried on; "
+                    f"give this one training: {{truncation: null}}"
+                )
+            if ranges and self.target.transform != "log_return":
+                raise ValueError(
+                    f"candidate {candidate.name!r}: {ranges[0]} is of log returns in percent, as the target must "
+                    f"be; use target: {{transform: log_return}}"
                 )
         return self
 
@@ -493,7 +515,7 @@ class JobConfig(_Section):
     def network_of(self, candidate: Candidate) -> NetworkSpec:
         """Return a candidate's network, an ensemble of it where several members are asked for."""
         members, network = self.training_of(candidate).members, candidate.network
-        if members == 1 or not isinstance(network, MLPSpec | RecurrentSpec | SegmentSpec):
+        if members == 1 or not isinstance(network, Trained):
             return network
         return EnsembleSpec(n_members=members, member=network)
 
@@ -519,7 +541,7 @@ def searched_candidate(search: SearchConfig, candidates: tuple[Candidate, ...]) 
         ValueError: there is none of that name that is trained, or the space does not fit it; the message names
             the field.
     """
-    trained = {c.name: c for c in candidates if isinstance(c.network, MLPSpec | RecurrentSpec | SegmentSpec)}
+    trained = {c.name: c for c in candidates if isinstance(c.network, Trained)}
     if not trained or search.candidate not in (None, *trained):
         there = ", ".join(trained) or "none"
         raise ValueError(f"candidate {search.candidate or ''!r} is none that is trained; there is {there}")

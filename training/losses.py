@@ -10,17 +10,20 @@ import torch
 from torch import Tensor
 
 from forecasting.networks.base import RawForecast
-from forecasting.networks.outputs import Output, StudentTOutput
+from forecasting.networks.outputs import (
+    LIGHT_TAILS,
+    Output,
+    SkewedTDensity,
+    SkewedTOutput,
+    StudentTOutput,
+    hansen_constants,
+)
 from forecasting.scaling import SCALE_FLOOR
 from training.job import LossKind, Units
 from training.windows import Batch
 
 TARGET_LIMIT = 50.0
 """Targets further than this many scales away are drawn in: a sensor that sticks and jumps must not rule."""
-
-
-LIGHT_TAILS = 0.02
-"""Inverse degrees of freedom below which a Student-t is nearly normal."""
 
 
 class ForecastLoss:
@@ -50,13 +53,20 @@ class ForecastLoss:
             case "quantile":
                 return pinball(self.output.quantiles(parameters_BSHP), target_BSH, self.quantiles_Q)
             case "likelihood":
-                if not isinstance(self.output, StudentTOutput):
-                    raise TypeError("only a density has a likelihood")
-                return student_t_loss(self.output.density(parameters_BSHP), target_BSH)
+                return self._likelihood(parameters_BSHP, target_BSH)
             case "squared":
                 return (parameters_BSHP[..., self.output.location] - target_BSH).square()
             case "absolute":
                 return (parameters_BSHP[..., self.output.location] - target_BSH).abs()
+
+    def _likelihood(self, parameters_BSHP: Tensor, target_BSH: Tensor) -> Tensor:
+        match self.output:
+            case StudentTOutput():
+                return student_t_loss(self.output.density(parameters_BSHP), target_BSH)
+            case SkewedTOutput():
+                return skewed_t_loss(self.output.density(parameters_BSHP), target_BSH)
+            case _:
+                raise TypeError("only a density has a likelihood")
 
 
 def pinball(predicted_BSHQ: Tensor, target_BSH: Tensor, quantiles_Q: Tensor) -> Tensor:
@@ -102,3 +112,17 @@ def student_t_loss(density: tuple[Tensor, Tensor, Tensor], target_BSH: Tensor) -
     squared_BSH = ((target_BSH - location_BSH) / scale_BSH).square()
     tails_BSH = 0.5 * (1.0 / inverse_BSH + 1.0) * torch.log1p(squared_BSH * inverse_BSH)
     return normaliser_BSH + torch.log(scale_BSH) + tails_BSH
+
+
+def skewed_t_loss(density: SkewedTDensity, target_BSH: Tensor) -> Tensor:
+    """Return the negative log density of Hansen's skewed Student-t (1994), `(B, S, H)`.
+
+    As that of the Student-t it is written in the inverse of the degrees of freedom, down to the normal one.
+    """
+    location_BSH, scale_BSH, tail_BSH, skew_BSH = density
+    tail_BSH = tail_BSH.clamp_min(1e-6)
+    log_c, a, b = hansen_constants(tail_BSH, skew_BSH)
+    moved_BSH = b * (target_BSH - location_BSH) / scale_BSH + a
+    squared_BSH = (moved_BSH / torch.where(moved_BSH < 0, 1 - skew_BSH, 1 + skew_BSH)).square()
+    tails_BSH = 0.5 * (1.0 / tail_BSH + 1.0) * torch.log1p(squared_BSH * (tail_BSH / (1 - 2 * tail_BSH)))
+    return torch.log(scale_BSH) - torch.log(b) - log_c + tails_BSH

@@ -1,6 +1,6 @@
 """What a network does not learn by descent: statistics of its data, where it starts, its share in a blend.
 
-P past columns, F future columns.
+P past columns, F future columns or features, M values measured.
 """
 
 import torch
@@ -10,6 +10,7 @@ from forecasting.covariates import UNKNOWN
 from forecasting.networks import QuantileNetwork
 from forecasting.networks.base import TrainedNetwork
 from forecasting.networks.segment import Segment
+from forecasting.networks.volatility import Volatility
 from forecasting.scaling import SCALE_FLOOR
 from training.job import Units
 from training.windows import Windows
@@ -17,6 +18,8 @@ from training.windows import Windows
 SMALLEST_SPREAD = 1e-6
 MOST_WINDOWS = 8192
 BATCH = 1024
+MOST_MEASURED = 512
+"""Windows whose features are measured: neighbours share most of their steps."""
 
 
 @torch.no_grad()
@@ -54,6 +57,19 @@ def measure_units(network: TrainedNetwork, train: Windows) -> None:
     code_N = train.data.static_NS[:, network.units.place]
     network.units.unit_U[code_N] = spread_N
     network.units.unit_U[UNKNOWN] = 0.0
+
+
+@torch.no_grad()
+def measure_features(network: TrainedNetwork, train: Windows) -> None:
+    """Set mean and scale of each feature of a volatility network to those of training windows, spread evenly."""
+    if not isinstance(network, Volatility):
+        return
+    first = train.input_size // 2
+    batches = [train.gather(chosen_B) for chosen_B in torch.split(train.spread(MOST_MEASURED), BATCH)]
+    features = [network.features(batch.inputs)[0][:, first:].flatten(0, 1) for batch in batches]
+    features_MF = torch.cat(features)
+    for i in range(network.n_features):
+        _measure(features_MF[:, i], network.feature_mean_F, network.feature_scale_F, i)
 
 
 @torch.no_grad()

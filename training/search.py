@@ -22,7 +22,7 @@ from optuna.trial import FrozenTrial, TrialState
 from pydantic import ValidationError
 
 from forecasting.errors import JobError
-from forecasting.spec import MLPSpec, SegmentSpec
+from forecasting.spec import MLPSpec, SegmentSpec, VolatilitySpec
 from training.job import (
     Candidate,
     Choice,
@@ -192,7 +192,7 @@ def default_space(job: JobConfig, candidate: Candidate, longest: int) -> dict[st
     if isinstance(network, SegmentSpec):
         smallest = min(size for size in space["input_size"] if isinstance(size, int))
         space["segment_size"] = _with(now["segment_size"], [n for n in (12, 24, 48) if n <= smallest])
-    else:
+    elif not isinstance(network, VolatilitySpec):
         space["layers"] = _around(now["layers"], 1, 3 if isinstance(network, MLPSpec) else 2)
     return space
 

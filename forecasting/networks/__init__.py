@@ -6,6 +6,7 @@ from forecasting.networks.linear import Drift, Naive, Ridge, SeasonalNaive
 from forecasting.networks.mlp import MLP
 from forecasting.networks.recurrent import Recurrent
 from forecasting.networks.segment import Segment
+from forecasting.networks.volatility import Volatility
 from forecasting.spec import (
     DriftSpec,
     EnsembleSpec,
@@ -16,6 +17,7 @@ from forecasting.spec import (
     RidgeSpec,
     SeasonalNaiveSpec,
     SegmentSpec,
+    VolatilitySpec,
 )
 
 __all__ = ["QuantileNetwork", "build_network"]
@@ -38,5 +40,7 @@ def build_network(spec: ForecasterSpec) -> QuantileNetwork:
             return Recurrent(spec, network)
         case SegmentSpec() as network:
             return Segment(spec, network)
+        case VolatilitySpec() as network:
+            return Volatility(spec, network)
         case EnsembleSpec() as network:
             return Ensemble(spec, network, build_network)

@@ -104,3 +104,11 @@ class TrainedNetwork(QuantileNetwork):
     def scaled_forecast(self, inputs: Inputs) -> ScaledForecast:
         raw = self.raw_forecast(inputs)
         return ScaledForecast(self.output.quantiles(raw.parameters_BSHP), raw.anchor_BS, raw.scale_BS)
+
+
+class EveryStepNetwork(TrainedNetwork):
+    """A network that forecasts after every step of its window, blind to what is later, and learns from them all."""
+
+    def forecast_steps(self, inputs: Inputs, *, skip: int = 0) -> RawForecast:
+        """Return the forecasts made after each step but the first `skip`, each of `trained_horizon` steps."""
+        raise NotImplementedError

@@ -5,6 +5,7 @@ F future and calendar columns, E width of all embeddings, W width of what lies a
 """
 
 import math
+from collections.abc import Collection
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +29,10 @@ class CovariateEncoder(nn.Module):
 
     Numeric columns are standardised by the statistics of the training block, which travel with the weights; a
     missing value is zero and marked. An unknown name has an embedding of its own, trained by hiding names.
+
+    Args:
+        covariates: what there is.
+        apart: places of past columns that the network reads in its own way, and that are no features here.
     """
 
     past_mean_P: Tensor
@@ -35,9 +40,10 @@ class CovariateEncoder(nn.Module):
     future_mean_F: Tensor
     future_scale_F: Tensor
 
-    def __init__(self, covariates: CovariatesSpec) -> None:
+    def __init__(self, covariates: CovariatesSpec, *, apart: Collection[int] = ()) -> None:
         super().__init__()
         n_past, n_future = len(covariates.past), len(covariates.future)
+        self.read = [place for place in range(n_past) if place not in apart]
         self.n_calendar = n_columns(covariates.calendar)
         for name, size in (("past", n_past), ("future", n_future)):
             self.register_buffer(f"{name}_mean_{name[0].upper()}", torch.zeros(size))
@@ -46,7 +52,7 @@ class CovariateEncoder(nn.Module):
         self.embeddings = nn.ModuleList(nn.Embedding(n + 1, _embedding_width(n)) for n in counts)
         self.n_static = sum(_embedding_width(n) for n in counts)
         self.n_ahead = 2 * n_future + self.n_calendar
-        self.n_timed = 2 * n_past + self.n_ahead
+        self.n_timed = 2 * len(self.read) + self.n_ahead
         self.n_seen = self.n_timed + self.n_static
 
     def hide_some(self, inputs: Inputs) -> Inputs:
@@ -67,13 +73,13 @@ class CovariateEncoder(nn.Module):
         """Return the features of each step of the window that change with time, `(B, L, n_timed)`."""
         past_BLP, future_BTF, _ = _given(inputs)
         length = inputs.x_BL.shape[1]
-        return torch.cat(
-            [
-                _standardise(past_BLP, self.past_mean_P, self.past_scale_P),
-                self._ahead_features(future_BTF[:, :length]),
-            ],
-            dim=-1,
-        )
+        return torch.cat([self._past_features(past_BLP), self._ahead_features(future_BTF[:, :length])], dim=-1)
+
+    def _past_features(self, past_BLP: Tensor) -> Tensor:
+        mean_P, scale_P = self.past_mean_P, self.past_scale_P
+        if len(self.read) < len(mean_P):
+            past_BLP, mean_P, scale_P = past_BLP[..., self.read], mean_P[self.read], scale_P[self.read]
+        return _standardise(past_BLP, mean_P, scale_P)
 
     def ahead(self, inputs: Inputs) -> Tensor | None:
         """Return the features of every step of the window and the horizon, `(B, T, n_ahead)`."""

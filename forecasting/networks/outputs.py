@@ -6,12 +6,16 @@ square root of the step. Quantiles ascend by construction.
 B batch, S steps a forecast is made at, H horizon, P parameters, Q quantiles.
 """
 
+import math
 from collections.abc import Sequence
+from functools import lru_cache
 from statistics import NormalDist
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy.special import stdtrit
+from numpy.typing import NDArray
+from scipy.special import ndtr, stdtrit
 from torch import Tensor, nn
 
 from forecasting.spec import Head
@@ -20,6 +24,14 @@ LOWEST_SCALE = 1e-4
 HEAVIEST = 0.5
 """Largest inverse of the degrees of freedom: with two or fewer a Student-t has no variance."""
 GRID = 257
+
+LOG_SCALE_LIMIT = 8.0
+HEAVIEST_STANDARDISED = 0.49
+"""The same where the density is held by its standard deviation, which must not only exist but be worked with."""
+MOST_SKEWED = 0.99
+NORMAL_SCORES, FARTHEST_SCORE = 193, 6.5
+LIGHT_TAILS = 0.02
+"""Inverse degrees of freedom below which a Student-t is nearly normal."""
 
 
 class Output(nn.Module):
@@ -44,6 +56,8 @@ def build_output(head: Head, probabilities: Sequence[float]) -> Output:
             return QuantileOutput(probabilities)
         case "student_t":
             return StudentTOutput(probabilities)
+        case "skewed_t":
+            return SkewedTOutput(probabilities)
         case "point":
             return PointOutput(probabilities)
 
@@ -127,6 +141,111 @@ class StudentTOutput(Output):
     def start(self, horizon: int) -> Tensor:
         scale_H = _inverse_softplus(torch.arange(1, horizon + 1).sqrt())
         return torch.stack([torch.zeros(horizon), scale_H, torch.full((horizon,), -2.0)], dim=1)
+
+
+class SkewedTDensity(NamedTuple):
+    """A skewed Student-t by what can be said of it, each `(B, S, H)`."""
+
+    location: Tensor
+    """Its mean."""
+    scale: Tensor
+    """Its standard deviation."""
+    tail: Tensor
+    """The inverse of its degrees of freedom, from 0 (normal) to below 0.5."""
+    skew: Tensor
+    """Between -1 and 1; below 0 the left tail is the longer one."""
+
+
+class SkewedTOutput(Output):
+    """The skewed Student-t of Hansen (1994): location, log scale, how heavy its tails are, and how skewed it is.
+
+    It is held by its mean and its standard deviation, so that whatever the tails learn, the scale is the square
+    root of the variance. Quantiles are put together from those of a Student-t, read off a table of exact ones that
+    is linear in the inverse of the degrees of freedom and in the normal score of the probability.
+
+    Hansen, B. E. (1994). Autoregressive conditional density estimation. International Economic Review 35(3).
+    """
+
+    is_log_scale = (0.0, 1.0, 0.0, 0.0)
+    """One at the parameter to which is added what scales the distribution by its exponential."""
+
+    probability_Q: Tensor
+    table_GN: Tensor
+
+    def __init__(self, probabilities: Sequence[float]) -> None:
+        super().__init__()
+        self.n_parameters, self.location = 4, 0
+        self.register_buffer("probability_Q", torch.tensor(list(probabilities)), persistent=False)
+        self.register_buffer("table_GN", torch.tensor(_student_t_table().tolist()), persistent=False)
+
+    def density(self, parameters_BSHP: Tensor) -> SkewedTDensity:
+        """Return mean, standard deviation, inverse degrees of freedom and skew, each `(B, S, H)`."""
+        location, log_scale, tail, skew = parameters_BSHP.unbind(dim=-1)
+        return SkewedTDensity(
+            location,
+            torch.exp(log_scale.clamp(-LOG_SCALE_LIMIT, LOG_SCALE_LIMIT)),
+            HEAVIEST_STANDARDISED * torch.sigmoid(tail),
+            MOST_SKEWED * torch.tanh(skew),
+        )
+
+    def quantiles(self, parameters_BSHP: Tensor) -> Tensor:
+        density = self.density(parameters_BSHP)
+        standard_BSHQ = self._standard_quantiles(density.tail[..., None], density.skew[..., None])
+        return density.location[..., None] + density.scale[..., None] * standard_BSHQ
+
+    def _standard_quantiles(self, tail: Tensor, skew: Tensor) -> Tensor:
+        """Return the quantiles of mean 0 and variance 1, for tails and skews that end in an axis of length 1."""
+        below = self.probability_Q < 0.5 * (1 - skew)
+        side = torch.where(below, 1 - skew, 1 + skew)
+        # The probability of lying further out on the same side, which single precision holds where 1 - p is lost.
+        outside = torch.where(below, self.probability_Q, 1 - self.probability_Q) / side
+        student = self._student_t(outside, tail) * (1 - 2 * tail).sqrt()
+        centre, spread = hansen_constants(tail, skew)[1:]
+        return (torch.where(below, -side, side) * student - centre) / spread
+
+    def _student_t(self, outside: Tensor, tail: Tensor) -> Tensor:
+        """Return how far out a Student-t is with that probability above it, of at most a half."""
+        score = -torch.special.ndtri(outside.clamp(1e-10, 0.5))
+        n_tails, n_scores = self.table_GN.shape
+        row, column = tail * ((n_tails - 1) / HEAVIEST), score.clamp_max(FARTHEST_SCORE) * _PER_SCORE
+        g, n = row.long().clamp_max(n_tails - 2), column.long().clamp_max(n_scores - 2)
+        by_tail = [torch.lerp(self.table_GN[g, n + i], self.table_GN[g + 1, n + i], row - g) for i in (0, 1)]
+        student: Tensor = score * torch.exp(torch.lerp(by_tail[0], by_tail[1], column - n))
+        return student
+
+    def start(self, horizon: int) -> Tensor:
+        log_scale_H = 0.5 * torch.log(torch.arange(1, horizon + 1))
+        zero_H = torch.zeros(horizon)
+        return torch.stack([zero_H, log_scale_H, torch.full((horizon,), -1.5), zero_H], dim=1)
+
+
+_PER_SCORE = (NORMAL_SCORES - 1) / FARTHEST_SCORE
+
+
+@lru_cache(maxsize=1)
+def _student_t_table() -> NDArray[np.float64]:
+    """Return the log of Student-t quantiles over normal ones, by inverse degrees of freedom and normal score."""
+    inverse_G1 = np.linspace(0.0, HEAVIEST, GRID)[:, None]
+    # At the median both are zero; just beside it their ratio is its limit.
+    score_N = np.maximum(np.linspace(0.0, FARTHEST_SCORE, NORMAL_SCORES), 1e-3)
+    student_GN = -stdtrit(1.0 / np.maximum(inverse_G1, 1e-9), ndtr(-score_N))
+    ratio_GN: NDArray[np.float64] = np.log(student_GN / score_N)
+    return ratio_GN
+
+
+def hansen_constants(tail: Tensor, skew: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return log c, a and b of Hansen's density, from the inverse degrees of freedom and the skew.
+
+    The ratio of gamma functions is taken from its series where tails are light, which single precision would lose.
+    """
+    tail = tail.clamp_min(1e-6)
+    degrees = 1.0 / tail.clamp_min(LIGHT_TAILS)
+    exact = torch.lgamma((degrees + 1) / 2) - torch.lgamma(degrees / 2) - 0.5 * torch.log(degrees)
+    series = -0.5 * math.log(2.0) - tail / 4 + tail**3 / 24
+    log_c = torch.where(tail < LIGHT_TAILS, series, exact) - 0.5 * (math.log(math.pi) + torch.log1p(-2 * tail))
+    a = 4 * skew * torch.exp(log_c) * (1 - 2 * tail) / (1 - tail)
+    b = (1 + 3 * skew.square() - a.square()).sqrt()
+    return log_c, a, b
 
 
 class PointOutput(Output):

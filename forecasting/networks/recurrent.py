@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from forecasting.networks.base import (
     CovariateTensors,
+    EveryStepNetwork,
     Inputs,
     RawForecast,
     ScaledForecast,
-    TrainedNetwork,
 )
 from forecasting.networks.covariates import CovariateEncoder
 from forecasting.networks.heads import DirectHead
@@ -37,7 +37,7 @@ class RecurrentState(NamedTuple):
         return RecurrentState(running, tuple(tensor.detach() for tensor in self.hidden))
 
 
-class Recurrent(TrainedNetwork):
+class Recurrent(EveryStepNetwork):
     """A stack of recurrent layers whose every hidden state is decoded to the whole horizon.
 
     With autoregressive decoding it is decoded to the next step, and the horizon follows by feeding the middle of
@@ -90,6 +90,9 @@ class Recurrent(TrainedNetwork):
     @staticmethod
     def _pack(hidden: tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
         return hidden if len(hidden) == 2 else hidden[0]
+
+    def forecast_steps(self, inputs: Inputs, *, skip: int = 0) -> RawForecast:
+        return self.forecast_every_step(inputs, skip=skip)[0]
 
     def forecast_every_step(
         self, inputs: Inputs, state: RecurrentState | None = None, *, skip: int = 0

@@ -2,7 +2,7 @@
 
 from fastapi import APIRouter
 
-from forecasting.spec import CovariatesSpec, EnsembleSpec, MLPSpec, NetworkSpec, RecurrentSpec, SegmentSpec
+from forecasting.spec import CovariatesSpec, EnsembleSpec, NetworkSpec, Trained
 from service.model_slot import ModelSlot
 from service.openapi import problem_responses
 from service.problems import UNKNOWN_MODEL
@@ -52,7 +52,7 @@ def _describe(slot: ModelSlot, runtime: Runtime) -> ModelInfo:
 def _head_of(network: NetworkSpec) -> str | None:
     if isinstance(network, EnsembleSpec):
         return network.member.head
-    return network.head if isinstance(network, MLPSpec | RecurrentSpec | SegmentSpec) else None
+    return network.head if isinstance(network, Trained) else None
 
 
 def _describe_covariates(covariates: CovariatesSpec) -> ModelCovariates:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from forecasting.spec import MLPSpec, NetworkSpec, RecurrentSpec, SegmentSpec
+from forecasting.spec import EnsembleSpec, MLPSpec, NetworkSpec, RecurrentSpec, SegmentSpec, VolatilitySpec
 from training.job import TrainingConfig
 
 
@@ -100,3 +100,27 @@ M4_MODELS: dict[str, Recipe] = {
     "mlp": Recipe(_global_mlp, ACROSS_SERIES),
 }
 """Architectures given the horizon."""
+
+
+VOLATILITY = TrainingConfig(
+    learning_rate=3e-3,
+    batch_size=16,
+    steps_per_epoch=30,
+    max_epochs=20,
+    patience=8,
+    members=4,
+)
+
+
+def _volatility(kind: str) -> Callable[[int], NetworkSpec]:
+    return lambda horizon: EnsembleSpec(
+        n_members=VOLATILITY.members, member=VolatilitySpec.model_validate({"kind": kind, "input_size": 250})
+    )
+
+
+STOCKS_RECOMMENDED = "volatility_lstm"
+
+STOCKS: dict[str, Recipe] = {
+    kind: Recipe(_volatility(kind), VOLATILITY) for kind in ("volatility_lstm", "volatility_gru", "volatility_rnn")
+}
+"""Architectures for the densities of returns."""

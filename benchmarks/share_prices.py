@@ -36,14 +36,15 @@ class Shares(NamedTuple):
         """Return log returns in percent from one session of a share to its next, NaN in the first."""
         return np.stack([_returns(x_T) for x_T in self.x_NT])
 
-    def before(self, stop: int) -> "Shares":
-        """Return what was known before a session."""
+    def take(self, n_shares: int, n_sessions: int) -> "Shares":
+        """Return the first shares, and the last sessions of them."""
+        part = (slice(n_shares), slice(-n_sessions, None))
         return Shares(
-            self.names,
-            self.session_T[:stop],
-            self.x_NT[:, :stop],
-            self.garman_klass_NT[:, :stop],
-            self.parkinson_NT[:, :stop],
+            self.names[:n_shares],
+            self.session_T[-n_sessions:],
+            self.x_NT[part],
+            self.garman_klass_NT[part],
+            self.parkinson_NT[part],
         )
 
 

@@ -81,7 +81,9 @@ def main(argv: Sequence[str]) -> None:
     parser = build_parser("stocks", "Densities of daily returns, the network beside econometric models.")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--sample", choices=["sp500"], help="the S&P 500, 1999 to 2018, which `arch` ships")
-    source.add_argument("--folder", type=Path, help="a CSV a share: Date, Open, High, Low, Close, Adj Close if known")
+    source.add_argument(
+        "--folder", type=Path, help="a CSV a share: Date, Open, High, Low, Close, Adj Close if known"
+    )
     source.add_argument("--csv", type=Path, help="one CSV, of one share or with a column that names them")
     parser.add_argument("--test-from", help="first session to forecast (sample: 2015-01-01; else the last 40 %%)")
     parser.add_argument("--refit-every", type=int, default=YEAR, help="sessions between two fits (%(default)s)")
@@ -116,7 +118,9 @@ def plan(shares: Shares, arguments: Namespace) -> Test:
     sessions = shares.session_T
     asked_from = arguments.test_from or (SAMPLE_TEST if arguments.sample and not arguments.quick else None)
     tested = min(MOST_TESTED, int(TEST_SHARE * len(sessions)))
-    first = len(sessions) - tested if asked_from is None else int(np.searchsorted(sessions, np.datetime64(asked_from)))
+    first = (
+        len(sessions) - tested if asked_from is None else int(np.searchsorted(sessions, np.datetime64(asked_from)))
+    )
     if not 2 * LEAST_KNOWN <= first < len(sessions):
         raise SystemExit(
             f"{len(sessions)} sessions, the first to forecast is number {first}: {2 * LEAST_KNOWN} have to come before"
@@ -160,7 +164,9 @@ def ask_rival(name: str, shares: Shares, n: int, test: Test, seed: int) -> Said:
     place_K = np.searchsorted(test.cutoff_K, cutoff_K)
     silent.quantiles_KQ[place_K] = found.quantiles_KHQ[:, 0]
     silent.variance_K[place_K] = found.variance_KH[:, 0]
-    return silent._replace(density=None if found.first is None else _spread(found.first, place_K, len(test.cutoff_K)))
+    return silent._replace(
+        density=None if found.first is None else _spread(found.first, place_K, len(test.cutoff_K))
+    )
 
 
 def askable(shares: Shares, n: int, test: Test) -> IntArray:
@@ -195,7 +201,12 @@ def as_panel(shares: Shares) -> Panel:
     ds = parse_freq("D").range(pd.Timestamp("1970-01-01"), len(shares.session_T))
     past_NTP = np.stack([shares.parkinson_NT, shares.garman_klass_NT], axis=2)
     return Panel(
-        shares.names, ds, np.exp(shares.x_NT / 100.0), parse_freq("D"), columns=Columns(past=RANGES), past_NTP=past_NTP
+        shares.names,
+        ds,
+        np.exp(shares.x_NT / 100.0),
+        parse_freq("D"),
+        columns=Columns(past=RANGES),
+        past_NTP=past_NTP,
     )
 
 
@@ -227,7 +238,22 @@ def fit_network(known: Panel, spec: ForecasterSpec, recipe: Recipe, arguments: N
 
 
 def ask_forecaster(forecaster: Forecaster, panel: Panel, n: int, cutoff_K: IntArray) -> Said:
-    raise NotImplementedError
+    """Return what the network says of one share, NaN where it was not traded of late."""
+    spec = forecaster.spec
+    step_KL = cutoff_K[:, None] + np.arange(1 - spec.input_size, 1)
+    y_KL = np.where(step_KL >= 0, panel.y_NT[n, step_KL.clip(min=0)], np.nan)
+    asked_K = np.isfinite(y_KL[:, -1])
+    quantiles_KQ = np.full((len(cutoff_K), len(QUANTILES)), np.nan)
+    density = SkewedT(*np.full((4, len(cutoff_K)), np.nan))
+    if asked_K.any():
+        told = panel.covariates_at(
+            np.full(asked_K.sum(), n), cutoff_K[asked_K], spec.covariates, spec.input_size, spec.horizon
+        )
+        price_KQ = forecaster.predict(y_KL[asked_K], told)[:, 0]
+        quantiles_KQ[asked_K] = 100.0 * np.log(price_KQ / y_KL[asked_K, -1:])
+        for part_K, found_KH in zip(density, forecaster.density(y_KL[asked_K], told), strict=True):
+            part_K[asked_K] = found_KH[:, 0]
+    return Said(quantiles_KQ, density.scale**2, density)
 
 
 def _join(parts: Sequence[Said]) -> Said:
@@ -275,20 +301,15 @@ def _losses_of_one(said: Said, actual_K: FloatArray) -> dict[str, FloatArray]:
     nothing_K = np.full(len(actual_K), np.nan)
     each = {
         "CRPS": crps_each(actual_K[:, None], said.quantiles_KQ[:, None], QUANTILES)[:, 0],
-        "QLIKE": np.log(said.variance_K) + actual_K**2 / said.variance_K,
-        "negative log score": nothing_K if said.density is None else -said.density.log_density(actual_K),
+        "QLIKE": risk.qlike_each(actual_K, said.variance_K),
+        "log score": nothing_K if said.density is None else risk.log_score_each(actual_K, said.density),
     }
     for p in RISKS:
-        each[f"pinball {p:.0%}"] = _pinball(actual_K, said.quantiles_KQ[:, QUANTILES.index(p)], p)
+        each[f"pinball {p:.0%}"] = risk.pinball_each(actual_K, said.quantiles_KQ[:, QUANTILES.index(p)], p)
     low_K, high_K = (said.quantiles_KQ[:, QUANTILES.index(p)] for p in (0.05, 0.95))
     inside_K = ((low_K <= actual_K) & (actual_K <= high_K)).astype(np.float64)
     each["coverage of the 90 % interval"] = np.where(np.isfinite(low_K), inside_K, np.nan)
     return each
-
-
-def _pinball(actual_K: FloatArray, quantile_K: FloatArray, p: float) -> FloatArray:
-    loss_K: FloatArray = (actual_K - quantile_K) * (p - (actual_K < quantile_K))
-    return loss_K
 
 
 def _mean_over_shares(loss_NK: FloatArray, known_NK: NDArray[np.bool_]) -> float:
@@ -303,7 +324,7 @@ def _add_risk(report: Report, case: str, name: str, each: Sequence[Said], actual
     for p in RISKS:
         at, column = f"VaR {p:.0%}", QUANTILES.index(p)
         hits = [
-            (actual_K < said.quantiles_KQ[:, column])[np.isfinite(actual_K)]
+            risk.hits_below(actual_K, said.quantiles_KQ[:, column])[np.isfinite(actual_K)]
             for said, actual_K in zip(each, actual_NK, strict=True)
             if np.isfinite(actual_K).any()
         ]
@@ -317,7 +338,9 @@ def _add_risk(report: Report, case: str, name: str, each: Sequence[Said], actual
             if len(values) == 1:
                 report.add(case, name, f"{at}, {title}", values[0])
             else:
-                report.add(case, name, f"{at}, shares with {title} > 0.05", float(np.mean(np.array(values) > 0.05)))
+                report.add(
+                    case, name, f"{at}, shares with {title} > 0.05", float(np.mean(np.array(values) > 0.05))
+                )
 
 
 def _add_comparisons(
@@ -329,7 +352,9 @@ def _add_comparisons(
         losses = {name: np.where(known_NK, each[metric], np.nan) for name, each in scored.items()}
         for name, loss_NK in losses.items():
             if ours is not None and name != ours:
-                report.add(case, f"{ours} against {name}", f"{metric}, difference", _difference(losses[ours], loss_NK))
+                report.add(
+                    case, f"{ours} against {name}", f"{metric}, difference", _difference(losses[ours], loss_NK)
+                )
                 p_value = compare(losses[ours], loss_NK)
                 report.add(case, f"{ours} against {name}", f"{metric}, Diebold-Mariano p", p_value)
         if len(losses) > 1:

@@ -18,7 +18,9 @@ from forecasting.calendar import Calendar, parse_freq
 from forecasting.covariates import Covariates, future_columns, past_columns, static_codes
 from forecasting.errors import InputError
 from forecasting.networks import QuantileNetwork, build_network
-from forecasting.networks.base import CovariateTensors, Inputs
+from forecasting.networks.base import CovariateTensors, Inputs, TrainedNetwork
+from forecasting.networks.ensemble import Ensemble
+from forecasting.networks.outputs import SkewedTOutput
 from forecasting.spec import ForecasterSpec
 from forecasting.transforms import apply_transform, invert_transform
 
@@ -28,6 +30,18 @@ IntArray = NDArray[np.int64]
 BATCH = {"cpu": 256, "cuda": 4096}
 """Windows in one forward pass, which bounds the memory of a large request and not its size; on a CPU so many that
 what a recurrent network leaves behind at every step stays in the cache."""
+
+
+class Density(NamedTuple):
+    """Skewed Student-t densities (Hansen, 1994), each part `(B, H)`; see `forecasting.networks.outputs`."""
+
+    location_BH: FloatArray
+    """The mean."""
+    scale_BH: FloatArray
+    """The standard deviation."""
+    tail_BH: FloatArray
+    """The inverse of the degrees of freedom."""
+    skew_BH: FloatArray
 
 
 class Forecaster:
@@ -70,6 +84,31 @@ class Forecaster:
             InputError: the histories are shorter than `input_size`, one holds no usable value, or the
                 covariates are not those of the spec.
         """
+        x_BL, mask_BL = self._read(y_BL, covariates)
+        return self.to_observed(self._forward_in_batches(x_BL, mask_BL, covariates))
+
+    @torch.inference_mode()
+    def density(self, y_BL: FloatArray, covariates: Covariates | None = None) -> Density:
+        """Return the densities that the quantiles are read off, uncalibrated, of changes since the last value.
+
+        They are on the modelling scale: of `log_return` that is the cumulated return in percent. Of an ensemble
+        it is the density whose parameters are the means of its members'. One batch: memory grows with the rows.
+
+        Args:
+            y_BL: as `predict` takes them.
+            covariates: as `predict` takes them.
+
+        Raises:
+            InputError: what `predict` raises, or the network says no density.
+        """
+        x_BL, mask_BL = self._read(y_BL, covariates)
+        inputs, _ = self._inputs(x_BL, mask_BL, covariates)
+        members = self.network.networks() if isinstance(self.network, Ensemble) else [self.network]
+        found = [_density_of(member, inputs) for member in members]
+        return Density(*(np.mean(parts, axis=0) for parts in zip(*found, strict=True)))
+
+    def _read(self, y_BL: FloatArray, covariates: Covariates | None) -> tuple[FloatArray, NDArray[np.bool_]]:
+        """Return the histories on the modelling scale, and which of their values are there, or refuse them."""
         if y_BL.ndim != 2 or y_BL.shape[1] < self.input_size:
             raise InputError(f"histories of shape {y_BL.shape}; this model needs (series, {self.input_size})")
         x_BL = apply_transform(y_BL[:, -self.input_size :], self.spec.transform)
@@ -78,7 +117,7 @@ class Forecaster:
             row = int(mask_BL.any(axis=1).argmin())
             raise InputError(f"history {row} has no usable value in its last {self.input_size} steps")
         self._require_covariates(len(y_BL), covariates)
-        return self.to_observed(self._forward_in_batches(x_BL, mask_BL, covariates))
+        return x_BL, mask_BL
 
     def to_observed(self, x_BHQ: FloatArray) -> FloatArray:
         """Return quantiles on the modelling scale in observed units, NaN over a series where any is not finite."""
@@ -110,6 +149,15 @@ class Forecaster:
             raise InputError(f"{n_series} histories and covariates of {len(covariates.cutoff_B)}")
 
     def _forward(self, x_BL: FloatArray, mask_BL: NDArray[np.bool_], covariates: Covariates | None) -> FloatArray:
+        inputs, level_B1 = self._inputs(x_BL, mask_BL, covariates)
+        quantiles_BHQ: FloatArray = self.network(inputs).cpu().numpy().astype(np.float64)
+        quantiles_BHQ += level_B1[:, :, None]
+        return quantiles_BHQ
+
+    def _inputs(
+        self, x_BL: FloatArray, mask_BL: NDArray[np.bool_], covariates: Covariates | None
+    ) -> tuple[Inputs, FloatArray]:
+        """Return what the network sees, and the level that was taken off: the last value observed."""
         # Networks follow shifts of their input exactly, so the level is taken off here in double precision:
         # single precision then carries the movement, whatever the level.
         whole = bool(mask_BL.all())
@@ -118,10 +166,7 @@ class Forecaster:
         with np.errstate(over="ignore", invalid="ignore"):
             centred_BL = x_BL - level_B1 if whole else np.where(mask_BL, x_BL - level_B1, 0.0)
             narrow_BL = centred_BL.astype(np.float32)
-        inputs = Inputs(self.tensor(narrow_BL), self.tensor(mask_BL), *self._known(covariates), whole)
-        quantiles_BHQ: FloatArray = self.network(inputs).cpu().numpy().astype(np.float64)
-        quantiles_BHQ += level_B1[:, :, None]
-        return quantiles_BHQ
+        return Inputs(self.tensor(narrow_BL), self.tensor(mask_BL), *self._known(covariates), whole), level_B1
 
     def _known(self, covariates: Covariates | None) -> tuple[CovariateTensors | None, Tensor | None]:
         """Return covariates as the network takes them, and where in its cycle each history ends."""
@@ -155,6 +200,21 @@ class Forecaster:
 
     def _empty(self) -> FloatArray:
         return np.empty((0, self.spec.horizon, len(self.spec.quantiles)))
+
+
+def _density_of(network: QuantileNetwork, inputs: Inputs) -> Density:
+    if not isinstance(network, TrainedNetwork) or not isinstance(network.output, SkewedTOutput):
+        raise InputError("this network says quantiles, and no density")
+    raw = network.raw_forecast(inputs)
+    density = network.output.density(raw.parameters_BSHP)
+    # Inputs are relative to the last value, and so is the anchor.
+    parts = (
+        raw.anchor_BS[..., None] + raw.scale_BS[..., None] * density.location,
+        raw.scale_BS[..., None] * density.scale,
+        density.tail,
+        density.skew,
+    )
+    return Density(*(part_BSH[:, -1].double().cpu().numpy() for part_BSH in parts))
 
 
 def _last_observed(x_BL: FloatArray, mask_BL: NDArray[np.bool_]) -> FloatArray:

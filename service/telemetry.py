@@ -26,6 +26,8 @@ from service.journey import STAGES, Journey
 from service.ledger_link import LedgerLink
 from service.model_slot import LoadedModel, ModelSlot, ModelSlots
 from service.recorder import Recorder
+from service.streams.desk import Desk
+from service.streams.telemetry import StreamCollector
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -134,6 +136,10 @@ class Telemetry:
     def watch_load(self, in_flight: Callable[[], int], waiting: Callable[[], int]) -> None:
         """Show how much is being worked on, as it is at every scrape."""
         self.registry.register(_LoadCollector(in_flight, waiting))
+
+    def watch_streams(self, desk: Desk) -> None:
+        """Show what streams did and what they take, as it is at every scrape."""
+        self.registry.register(StreamCollector(desk))
 
     def watch_collections(self, pauses: "GcPauses") -> None:
         """Show how long garbage collection held everything up."""

@@ -6,7 +6,6 @@ may share a home.
 """
 
 import logging
-import os
 import secrets
 import threading
 import time
@@ -15,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
-from service.records import frame, read_frames, sync_folder, take_lock
+from service.records import frame, read_frames, sync, take_lock, write_through
 
 log = logging.getLogger("hindcast.recorder")
 
@@ -46,9 +45,7 @@ class UnwrittenFiles:
                 return False
             try:
                 file = self._file()
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
+                write_through(file, content)
             except OSError:
                 # What was written in part ends its file: the next records go to another.
                 self._close()
@@ -90,7 +87,7 @@ class UnwrittenFiles:
             self._writing = path.open("xb")
             take_lock(self._writing)
             self._writing.write(FORMAT)
-            sync_folder(self.folder)
+            sync(self.folder)
         return self._writing
 
     def _close(self) -> None:

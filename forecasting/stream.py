@@ -11,10 +11,10 @@ B streams, L input_size, H horizon, Q quantiles, R observations kept of a stream
 P past columns, F future columns, S statics, W numbers in a state.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -27,6 +27,7 @@ from forecasting.networks.base import CovariateTensors
 from forecasting.recurrence import Recurrence, recurrence_of
 from forecasting.scaling import RunningState
 from forecasting.spec import ForecasterSpec
+from forecasting.stillness import REMEMBERED, SEASONS, Standstill, may_stand_still, measure, remember
 from forecasting.transforms import apply_transform
 
 FloatArray = NDArray[np.float64]
@@ -75,6 +76,8 @@ class Layout:
     past: tuple[str, ...] = ()
     future: tuple[str, ...] = ()
     static: tuple[str, ...] = ()
+    remembers: bool = False
+    """Whether it holds how values moved that left the ring; rows of earlier releases do not."""
 
     @property
     def dtype(self) -> np.dtype[np.void]:
@@ -96,6 +99,8 @@ class Layout:
             fields.append(("future", "<f4", (self.length + self.horizon, len(self.future))))
         if self.static:
             fields.append(("static", "<i4", (len(self.static),)))
+        if self.remembers:
+            fields.append(("still", REMEMBERED))
         return np.dtype(fields, align=True)
 
 
@@ -104,7 +109,9 @@ def layout_of(spec: ForecasterSpec, rewind: int, width: int) -> Layout:
     known = spec.covariates
     length = max(spec.input_size, 3 * rewind)
     statics = tuple(static.name for static in known.static)
-    return Layout(spec.freq, length, rewind, spec.horizon, width, known.past, known.future, statics)
+    return Layout(
+        spec.freq, length, rewind, spec.horizon, width, known.past, known.future, statics, remembers=True
+    )
 
 
 @dataclass(frozen=True)
@@ -133,6 +140,15 @@ class Observed:
         )
 
 
+Pass = Literal["advance", "forecast"]
+NotePass = Callable[[Pass, int], None]
+"""Told the kind of every forward pass, and how many streams shared it."""
+
+
+def _note_nothing(kind: Pass, n: int) -> None:
+    """Take no note of a pass."""
+
+
 class Streams:
     """The streams of one forecaster; the caller says which row is whose.
 
@@ -141,11 +157,22 @@ class Streams:
         rewind: steps a late value may lie before the newest one.
         gap: most steps without an observation that are bridged.
         capacity: rows to begin with.
+        note_pass: told of every forward pass.
     """
 
-    def __init__(self, forecaster: Forecaster, *, rewind: int = 64, gap: int = 256, capacity: int = 64) -> None:
+    def __init__(
+        self,
+        forecaster: Forecaster,
+        *,
+        rewind: int = 64,
+        gap: int = 256,
+        capacity: int = 64,
+        note_pass: NotePass = _note_nothing,
+    ) -> None:
         self.forecaster = forecaster
         self.gap = gap
+        self._note_pass = note_pass
+        self._span = max(forecaster.spec.input_size, SEASONS * forecaster.spec.season_length)
         self._recurrence = recurrence_of(forecaster)
         width = 0 if self._recurrence is None else self._recurrence.width
         self.layout = layout_of(forecaster.spec, rewind, width)
@@ -288,11 +315,19 @@ class Streams:
         for j in range(1, int(step_B.max()) + 1):
             longer_B = step_B >= j
             slots, at_B = slot_B[longer_B], newest_B[longer_B] + j
+            self._remember(slots, rows["y"][slots, at_B % self.layout.length])
             rows["y"][slots, at_B % self.layout.length] = np.nan
             if self.layout.past:
                 rows["past"][slots, at_B % self.layout.length] = np.nan
             if self.layout.future:
                 rows["future"][slots, (at_B + self.layout.horizon) % self._n_future] = np.nan
+
+    def _remember(self, slot_B: IntArray, leaving_B: FloatArray) -> None:
+        """Keep how values moved that leave their rings: a stream that stands still for longer is told by it."""
+        if not np.isnan(leaving_B).all():
+            kept_B = self.rows["still"][slot_B]
+            remember(kept_B, leaving_B, self._span)
+            self.rows["still"][slot_B] = kept_B
 
     def _go_back(self, slot_B: IntArray, ordinal_B: IntArray) -> None:
         """Go back to a state that had not seen a step."""
@@ -364,6 +399,7 @@ class Streams:
         """Advance states, and return which of them are finite: those are kept."""
         n, now = x_BN.shape[1], self.rows["now"]
         told = self._covariates(slot_B, at_B + n, n, 0)
+        self._note_pass("advance", len(slot_B))
         state_BW, level_B = self._network.advance(now["state"][slot_B], now["level"][slot_B], x_BN, told)
         finite_B: BoolArray = np.asarray(_finite(state_BW).all(axis=1))
         kept = slot_B[finite_B]
@@ -389,6 +425,7 @@ class Streams:
         usable_B = self._has_something(slot_B)
         usable = slot_B[usable_B]
         if len(usable):
+            self._note_pass("forecast", len(usable))
             of = self._from_states if self.has_state else self._from_windows
             quantiles_BHQ[usable_B] = of(usable)
         return quantiles_BHQ
@@ -426,6 +463,16 @@ class Streams:
     def newest_values(self, slot_B: IntArray) -> FloatArray:
         """Return what was observed at each stream's newest step, NaN where nothing was."""
         return self._values(slot_B, self.rows["newest"][slot_B], 1)[:, 0]
+
+    def standstill(self, slot_B: IntArray, shortest: int) -> tuple[IntArray, Standstill]:
+        """Return the places of streams that may end in so many equal values, or more, and how they stand still."""
+        place = np.arange(len(slot_B))
+        for n in (2, min(shortest, self.layout.length)):
+            slots = slot_B[place]
+            place = place[may_stand_still(self._values(slots, self.rows["newest"][slots], n))]
+        slots = slot_B[place]
+        ring_CR = self._values(slots, self.rows["newest"][slots], self.layout.length)
+        return place, measure(self.rows["still"][slots], ring_CR)
 
     def covariate_windows(self, slot_B: IntArray) -> tuple[FloatArray, FloatArray]:
         """Return past columns of the last `input_size` steps `(B, L, P)`, and future ones `(B, T, F)`."""
@@ -473,6 +520,7 @@ class Streams:
         for name in ("newest", "ds", "group"):
             self.rows[name][slot_B] = kept[name]
         self._copy_rings(slot_B, kept, layout, n)
+        self._copy_memory(slot_B, kept, layout)
         for s, static in enumerate(self.forecaster.spec.covariates.static):
             told = [
                 name
@@ -482,6 +530,16 @@ class Streams:
             code_B = encode_static(told, static)
             self.rows["static"][slot_B, s] = np.where([name == "" for name in told], NOT_TOLD, code_B)
         self.settle(slot_B)
+
+    def _copy_memory(self, slot_B: IntArray, kept: RowArray, layout: Layout) -> None:
+        """Remember what the other did, and the values this ring has no room for."""
+        if layout.remembers:
+            self.rows["still"][slot_B] = kept["still"]
+        place_B = np.arange(len(slot_B))
+        for back in range(layout.length - 1, self.layout.length - 1, -1):
+            at_B = kept["newest"] - back
+            leaving_B = np.where(at_B >= kept["first"], kept["y"][place_B, at_B % layout.length], np.nan)
+            self._remember(slot_B, leaving_B)
 
     def _copy_rings(self, slot_B: IntArray, kept: RowArray, layout: Layout, n: int) -> None:
         place_B = np.arange(len(slot_B))[:, None]

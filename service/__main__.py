@@ -17,7 +17,7 @@ from fastapi import FastAPI
 from pydantic import ValidationError
 
 from service.app import create_app
-from service.connections import bound_by
+from service.connections import BoundedProtocol, allow_files, bound_by
 from service.logs import configure_logging
 from service.redaction import redact_logs
 from service.runtime import Runtime
@@ -86,12 +86,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     configure_logging(settings.log_level, settings.log_format)
     redact_logs()
     sys.setswitchinterval(SWITCH_SECONDS)
+    allow_files(settings.max_connections)
     sockets = [bind(settings.host, settings.port)] if is_worker() else None
-    GracefulServer(build_config(app, settings), app.state.runtime).run(sockets)
+    build_server(app, settings).run(sockets)
     return 0
 
 
-def build_config(app: FastAPI, settings: ServiceSettings) -> uvicorn.Config:
+def build_server(app: FastAPI, settings: ServiceSettings) -> GracefulServer:
+    """Build what serves, and show its connections among the metrics."""
+    runtime: Runtime = app.state.runtime
+    protocol = bound_by(settings)
+    server = GracefulServer(build_config(app, settings, protocol), runtime)
+    runtime.telemetry.watch_connections(lambda: len(server.server_state.connections), lambda: protocol.turned_away)
+    return server
+
+
+def build_config(app: FastAPI, settings: ServiceSettings, protocol: type[BoundedProtocol]) -> uvicorn.Config:
     """Say how uvicorn serves: what a client may cost, and that no header says who it is."""
     return uvicorn.Config(
         app,
@@ -102,7 +112,7 @@ def build_config(app: FastAPI, settings: ServiceSettings) -> uvicorn.Config:
         lifespan="on",
         proxy_headers=False,
         server_header=False,
-        http=bound_by(settings),
+        http=protocol,
         timeout_keep_alive=settings.keep_alive_seconds,
         ws_max_size=settings.stream_message_bytes,
         timeout_graceful_shutdown=settings.shutdown_seconds,

@@ -1,26 +1,34 @@
-"""BoundedProtocol: uvicorn's HTTP protocol, for clients that send or read so slowly that they never end.
+"""BoundedProtocol: uvicorn's HTTP protocol, for clients that are too many, or so slow that they never end.
 
-uvicorn waits for ever for the rest of a request's head, takes a head of any size, and keeps what a client does not
-read. Everything here happens beside requests that arrive whole, which pay for a comparison or two.
+uvicorn takes connections until there are no files left, waits for ever for the rest of a request's head, takes a
+head of any size, and keeps what a client does not read. Everything here happens beside requests that arrive whole,
+which pay for a comparison or two.
 """
 
 import asyncio
+import resource
 from http import HTTPStatus
 
 from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from service.problems import BAD_REQUEST, HEAD_TOO_LARGE, MEDIA_TYPE, Kind, describe, respond
+from service.problems import BAD_REQUEST, HEAD_TOO_LARGE, MEDIA_TYPE, OVERLOADED, Kind, describe, respond
 from service.settings import ServiceSettings
 
 LARGEST_HEAD = 64 * 1024
+
+SPARE_FILES = 256
+"""Open files that connections leave to everything else: models, the ledger, streams, logs."""
 
 _TOO_LARGE = f"the address and the headers have more than {LARGEST_HEAD} bytes"
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """Closes connections on which nothing that was asked for happens."""
+    """Closes connections on which nothing that was asked for happens, and those beyond a bound."""
 
+    most_connections: int
+    turned_away = 0
+    """Connections there was no room for."""
     head_seconds: float
     stall_seconds: float
 
@@ -33,7 +41,10 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(transport)
-        self._wait_for_head()
+        if len(self.connections) > self.most_connections:
+            self._turn_away()
+        else:
+            self._wait_for_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_waiting()
@@ -93,9 +104,17 @@ class BoundedProtocol(HttpToolsProtocol):
             self._waiting.cancel()
             self._waiting = None
 
-    def _refuse(self, kind: Kind, detail: str) -> None:
+    def _turn_away(self) -> None:
+        """Answer before anything is read: who is not let in costs no more than this."""
+        type(self).turned_away += 1
+        detail = f"{self.most_connections} connections are open already; try again in a second"
+        self._refuse(OVERLOADED, detail, "retry-after: 1\r\n")
+
+    def _refuse(self, kind: Kind, detail: str, headers: str = "") -> None:
         body = describe(kind, detail, "").model_dump_json().encode()
-        head = f"HTTP/1.1 {kind.status} {HTTPStatus(kind.status).phrase}\r\ncontent-type: {MEDIA_TYPE}\r\n"
+        head = (
+            f"HTTP/1.1 {kind.status} {HTTPStatus(kind.status).phrase}\r\ncontent-type: {MEDIA_TYPE}\r\n{headers}"
+        )
         self.transport.write(f"{head}content-length: {len(body)}\r\nconnection: close\r\n\r\n".encode() + body)
         self.transport.close()
 
@@ -119,10 +138,26 @@ async def _refuse_head(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 def bound_by(settings: ServiceSettings) -> type[BoundedProtocol]:
-    """Return the protocol with the times of these settings."""
+    """Return the protocol with the bounds of these settings, or of the open files this process may have."""
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = settings.max_connections
+    if files != resource.RLIM_INFINITY:
+        most = min(most, max(files - SPARE_FILES, files // 2))
 
     class Bounded(BoundedProtocol):
+        most_connections = most
         head_seconds = settings.head_seconds
         stall_seconds = settings.stall_seconds
 
     return Bounded
+
+
+def allow_files(connections: int) -> None:
+    """Let this process open as many files as connections need, as far as the system lets it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return
+    wanted = connections + SPARE_FILES
+    allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if allowed > soft:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))

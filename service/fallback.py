@@ -3,6 +3,7 @@
 T history, L input_size, H horizon, Q quantiles.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,6 +17,7 @@ from forecasting.calendar import Calendar, timestamps_after
 from forecasting.errors import InputError
 from forecasting.fallback import FEWEST_DIFFERENCES, NaiveForecast, forecast_naive
 from forecasting.spec import ForecasterSpec
+from forecasting.stillness import SEASONS
 from service.covariates import Slots
 from service.model_slot import LoadedModel
 from service.schemas import SeriesHistory
@@ -26,9 +28,6 @@ Cause = Literal[
     "short_history", "stuck", "stale", "model_missing", "unknown_series", "covariates", "values", "not_finite"
 ]
 """Why a forecast is not ok, in one word: a label of the metrics."""
-
-SEASONS = 12
-"""How many seasons of a history the seasonal naive looks at; at least as many values as the network would."""
 
 LONGEST_GAP = 4096
 """Most steps without a value over which a season is continued; four seasons where that is more."""
@@ -178,9 +177,23 @@ def _find_stuck_run(sent: Sent, y_L: FloatArray, spec: ForecasterSpec, share: fl
     starts = np.flatnonzero(np.append(True, observed_T[1:] != observed_T[:-1]))
     runs = np.diff(np.append(starts, len(observed_T)))
     run, before = int(runs[-1]), runs[:-1]
-    long = run >= max(SHORTEST_RUN, share * spec.input_size) and run > spec.season_length
-    moves = len(before) >= FEWEST_MOVES and run > UNUSUAL * before.max()
-    return run if long and moves else 0
+    return run if run >= shortest_run(spec, share) and is_unusual(run, len(before), max(before, default=0)) else 0
+
+
+def shortest_run(spec: ForecasterSpec, share: float) -> int:
+    """Return the fewest equal values at its end for which a series may be called stuck."""
+    return max(SHORTEST_RUN, math.ceil(share * spec.input_size), spec.season_length + 1)
+
+
+def is_unusual(run: int, runs: int, longest: int) -> bool:
+    """Return whether a series stands still for longer than it is wont to, and moved before.
+
+    Args:
+        run: equal values at its end.
+        runs: runs of equal values before them.
+        longest: values of the longest of those.
+    """
+    return runs >= FEWEST_MOVES and run > UNUSUAL * longest
 
 
 def _longest_gap(spec: ForecasterSpec) -> int:

@@ -12,7 +12,6 @@ a home: one at a time exchanges a copy, by renames, and who reads finds it whole
 import fcntl
 import hashlib
 import logging
-import os
 import re
 import secrets
 import shutil
@@ -30,6 +29,7 @@ from forecasting.artifact import GOLDEN, SPEC, WEIGHTS, artifact_digest
 from forecasting.errors import ArtifactError
 from forecasting.registry import ModelVersion
 from forecasting.spec import MODEL_NAME_PATTERN
+from service.records import sync
 
 log = logging.getLogger("hindcast.models")
 
@@ -101,7 +101,7 @@ class LastGood:
         if not self._is_sound(target, version):
             _remove(target)
             draft.rename(target)
-            _sync(target.parent)
+            sync(target.parent)
         for path in self._folders(version.model):
             ours = path.name.startswith(f"{self._alias}.") and path.name.endswith(f".{self._registry}")
             if ours and path != target:
@@ -172,10 +172,10 @@ def _write(draft: Path, artifact: Path, kept: _Kept) -> None:
     draft.mkdir(mode=0o700)
     for name in (SPEC, WEIGHTS, GOLDEN):
         shutil.copyfile(artifact / name, draft / name)
-        _sync(draft / name)
+        sync(draft / name)
     (draft / KEPT).write_text(kept.model_dump_json(indent=2) + "\n")
-    _sync(draft / KEPT)
-    _sync(draft)
+    sync(draft / KEPT)
+    sync(draft)
 
 
 @contextmanager
@@ -194,15 +194,6 @@ def _locked(folder: Path) -> Iterator[None]:
         else:
             raise TimeoutError("another process has been writing for too long")
         yield
-
-
-def _sync(path: Path) -> None:
-    """Force a file or the entries of a folder to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _remove(path: Path) -> None:

@@ -13,8 +13,8 @@ import pandas as pd
 
 from forecasting.calendar import format_timestamp, parse_freq, timestamps_after
 from forecasting.errors import InputError
+from forecasting.stillness import SEASONS
 from ledger.ledger import Ledger
-from service.fallback import SEASONS
 from service.grid import first_step
 from service.model_slot import LoadedModel
 from service.problems import UNKNOWN_SERIES, ProblemError

@@ -42,9 +42,20 @@ def take_lock(file: IO[bytes]) -> bool:
     return True
 
 
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder survive a loss of power."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def write_through(file: IO[bytes], content: bytes) -> None:
+    """Write to the disk, and not to a buffer that a loss of power would take.
+
+    Raises:
+        OSError: the disk refused; the end of the file may have been written in part.
+    """
+    file.write(content)
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def sync(path: Path) -> None:
+    """Force a file, or the names in a folder, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

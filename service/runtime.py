@@ -53,6 +53,7 @@ class Runtime:
         feed = LedgerFeed(self.ledger_link)
         engine = Engine(settings, self.model, self.adjustments.adjust, self.ledger_link.clock, feed)
         self.streams = Desk(engine, feed)
+        self.telemetry.watch_streams(self.streams)
         self.draining = False
         self._in_flight = 0
         # torch counts its threads by thread: without this, the first thread's number is not that of this one, and

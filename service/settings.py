@@ -122,6 +122,12 @@ class ServiceSettings(KeySettings):
         description="Forecast requests accepted at one time by each worker; more are asked to come back (503). "
         "Bodies take at most this many times max_body_bytes of memory.",
     )
+    max_connections: int = Field(
+        20_000,
+        ge=1,
+        description="Most connections of each worker at one time, WebSockets included; more are turned away "
+        "(503). Fewer where the limit of open files, which is raised as far as it may be, leaves less room.",
+    )
     max_waiting_series: int = Field(
         4096,
         ge=1,

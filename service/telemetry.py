@@ -26,6 +26,8 @@ from service.journey import STAGES, Journey
 from service.ledger_link import LedgerLink
 from service.model_slot import LoadedModel, ModelSlot, ModelSlots
 from service.recorder import Recorder
+from service.streams.desk import Desk
+from service.streams.telemetry import StreamCollector
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -135,6 +137,14 @@ class Telemetry:
         """Show how much is being worked on, as it is at every scrape."""
         self.registry.register(_LoadCollector(in_flight, waiting))
 
+    def watch_connections(self, open_now: Callable[[], int], turned_away: Callable[[], int]) -> None:
+        """Show how many connections there are, and how many there was no room for."""
+        self.registry.register(_ConnectionCollector(open_now, turned_away))
+
+    def watch_streams(self, desk: Desk) -> None:
+        """Show what streams did and what they take, as it is at every scrape."""
+        self.registry.register(StreamCollector(desk))
+
     def watch_collections(self, pauses: "GcPauses") -> None:
         """Show how long garbage collection held everything up."""
         self.registry.register(_GcCollector(pauses))
@@ -220,6 +230,19 @@ class _LoadCollector(Collector):
         )
         waiting.add_metric([], float(self.waiting()))
         yield from (in_flight, waiting)
+
+
+class _ConnectionCollector(Collector):
+    def __init__(self, open_now: Callable[[], int], turned_away: Callable[[], int]) -> None:
+        self.open_now = open_now
+        self.turned_away = turned_away
+
+    def collect(self) -> Iterator[Metric]:
+        connections = GaugeMetricFamily("hindcast_connections", "Connections that are open.")
+        connections.add_metric([], float(self.open_now()))
+        refused = CounterMetricFamily("hindcast_connections_turned_away", "Connections there was no room for.")
+        refused.add_metric([], float(self.turned_away()))
+        yield from (connections, refused)
 
 
 class GcPauses:

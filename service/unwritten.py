@@ -6,7 +6,6 @@ may share a home.
 """
 
 import logging
-import os
 import secrets
 import threading
 import time
@@ -15,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
-from service.records import frame, read_frames, sync_folder, take_lock
+from service.records import frame, read_frames, sync, take_lock, write_through
 
 log = logging.getLogger("hindcast.recorder")
 
@@ -30,7 +29,7 @@ class UnwrittenFiles:
     def __init__(self, folder: Path, max_bytes: int) -> None:
         self.folder = folder
         self.max_bytes = max_bytes
-        self.nbytes = sum(path.stat().st_size for path in folder.glob("*.part"))
+        self.nbytes = _size_of(folder)
         self._writing: IO[bytes] | None = None
         self._lock = threading.Lock()
 
@@ -46,9 +45,7 @@ class UnwrittenFiles:
                 return False
             try:
                 file = self._file()
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
+                write_through(file, content)
             except OSError:
                 # What was written in part ends its file: the next records go to another.
                 self._close()
@@ -81,23 +78,39 @@ class UnwrittenFiles:
                     yield _read(file.read(), path)
                     path.unlink(missing_ok=True)
         with self._lock:
-            self.nbytes = sum(path.stat().st_size for path in self.folder.glob("*.part"))
+            self.nbytes = _size_of(self.folder)
 
     def _file(self) -> IO[bytes]:
         if self._writing is None:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            path = self.folder / f"{time.time_ns()}-{secrets.token_hex(4)}.part"
-            self._writing = path.open("xb")
-            take_lock(self._writing)
+            self._writing = self._begin()
             self._writing.write(FORMAT)
-            sync_folder(self.folder)
+            sync(self.folder)
         return self._writing
+
+    def _begin(self) -> IO[bytes]:
+        """Open a file of our own; one that another process took for a finished one before it was locked is not."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        while True:
+            path = self.folder / f"{time.time_ns()}-{secrets.token_hex(4)}.part"
+            file = path.open("xb")
+            if take_lock(file) and path.exists():
+                return file
+            file.close()
 
     def _close(self) -> None:
         if self._writing is not None:
             with suppress(OSError):
                 self._writing.close()
             self._writing = None
+
+
+def _size_of(folder: Path) -> int:
+    """Return the bytes of all files; another process may remove one meanwhile."""
+    size = 0
+    for path in folder.glob("*.part"):
+        with suppress(FileNotFoundError):
+            size += path.stat().st_size
+    return size
 
 
 def _read(content: bytes, path: Path) -> list[bytes]:

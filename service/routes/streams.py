@@ -99,7 +99,7 @@ async def observe(request: Request, runtime: RuntimeOf) -> Response:
 @router.get("/v1/streams", summary="What streams take")
 async def streams(runtime: RuntimeOf) -> StreamsInfo:
     """Answer how many series are kept, and what they take in memory and on disk."""
-    counts = runtime.streams.engine.counts
+    counts = runtime.streams.engine.tally.kept
     return StreamsInfo(
         in_memory=counts.in_memory,
         memory_bytes=counts.memory_bytes,

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from forecasting.stream import NOTHING, Layout, RowArray, Streams
+from forecasting.stream import NOTHING, Layout, NotePass, RowArray, Streams
 from service.model_slot import LoadedModel
 from service.streams.store import Kept, Origin, Store
 
@@ -17,9 +17,9 @@ FIRST_ROWS = 64
 class Bank:
     """Rows by the name of their series."""
 
-    def __init__(self, model: LoadedModel, *, rewind: int, gap: int) -> None:
+    def __init__(self, model: LoadedModel, *, rewind: int, gap: int, note_pass: NotePass) -> None:
         self.model = model
-        self.streams = Streams(model.forecaster, rewind=rewind, gap=gap, capacity=FIRST_ROWS)
+        self.streams = Streams(model.forecaster, rewind=rewind, gap=gap, capacity=FIRST_ROWS, note_pass=note_pass)
         self._slots: dict[str, int] = {}
         self._names: list[str | None] = [None] * FIRST_ROWS
         self._free = list(range(FIRST_ROWS))

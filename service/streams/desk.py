@@ -46,6 +46,11 @@ class Desk:
         self._running: asyncio.Task[None] | None = None
         self._tidying: asyncio.Task[None] | None = None
 
+    @property
+    def waiting(self) -> int:
+        """Return how many observations wait for the group that is being answered."""
+        return self._n_waiting
+
     def start(self) -> None:
         """Begin to answer; to be called on the event loop."""
         self._feed.start()

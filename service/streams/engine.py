@@ -7,10 +7,12 @@ with the version that made its state; another version rebuilds it from the obser
 
 import logging
 import sqlite3
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Protocol
@@ -32,6 +34,7 @@ from service.streams.intake import Checked, Rows, Timeline, check_message, read_
 from service.streams.journal import Folder, Journal
 from service.streams.messages import Message
 from service.streams.store import Kept, Origin, Store
+from service.streams.tally import StreamCounts, StreamTally
 
 log = logging.getLogger("hindcast.streams")
 
@@ -41,6 +44,10 @@ SLICE = 512
 """Rows saved at a time, between groups."""
 REPLAYED = 20_000
 """Observations of the journal that are told to streams at a time."""
+COUNT_SECONDS = 1.0
+"""Seconds between two looks at what is kept, under load."""
+MALFORMED = "malformed"
+"""What becomes of an observation that no stream of the model can be told."""
 MOST_PENDING = 4
 """Journals may hold observations of models that are not there up to so many times their bound."""
 
@@ -57,16 +64,6 @@ class _Item:
     asked: Asked
     checked: Checked
     round: int = 0
-
-
-@dataclass(frozen=True)
-class StreamCounts:
-    """How many streams there are, and what they take."""
-
-    in_memory: int
-    memory_bytes: int
-    disk_bytes: int
-    journal_bytes: int
 
 
 class Feed(Protocol):
@@ -104,7 +101,8 @@ class Engine:
         self._snapshot: tuple[int, int] | None = None
         self._journal: Journal | None = None
         self._store: Store | None = None
-        self.counts = StreamCounts(0, 0, 0, 0)
+        self.tally = StreamTally()
+        self._counted_at = 0.0
 
     @property
     def path(self) -> Path:
@@ -130,6 +128,7 @@ class Engine:
                 self._pending.setdefault(model, []).append(record)
                 self._group = max(self._group, group)
             self._journal = journal
+            self.tally.snapshot_at = time.monotonic()
         except (OSError, sqlite3.Error) as error:
             raise _disk_refused(error) from error
 
@@ -161,16 +160,18 @@ class Engine:
         for place, message in enumerate(messages):
             by_model.setdefault(message.options.model, []).append((place, message))
         ready: dict[str, tuple[LoadedModel, list[_Item]]] = {}
-        for name, sent in by_model.items():
-            try:
-                model = self._resolve(name)
-                self._recover(model)
-            except ProblemError as error:
-                for place, _ in sent:
-                    outcomes[place] = error
-            else:
-                ready[name] = (model, self._check(model, sent, outcomes))
-        self._write_journal(ready)
+        with self.tally.timed("check"):
+            for name, sent in by_model.items():
+                try:
+                    model = self._resolve(name)
+                    self._recover(model)
+                except ProblemError as error:
+                    for place, _ in sent:
+                        outcomes[place] = error
+                else:
+                    ready[name] = (model, self._check(model, sent, outcomes))
+        with self.tally.timed("journal"):
+            self._write_journal(ready)
         for model, items in ready.values():
             self._answer_model(model, items, outcomes)
         self._keep_up()
@@ -184,7 +185,9 @@ class Engine:
             except ProblemError as error:
                 outcomes[place] = error
                 continue
-            items.append(_Item(place, asked, check_message(message, model, timeline, now)))
+            checked = check_message(message, model, timeline, now)
+            self.tally.observations[model.name, MALFORMED] += len(checked.refusals)
+            items.append(_Item(place, asked, checked))
         return items
 
     def _write_journal(self, ready: dict[str, tuple[LoadedModel, list[_Item]]]) -> None:
@@ -225,8 +228,11 @@ class Engine:
         rows = Rows()
         for item in items:
             rows.add(item.checked.rows)
-        bank = self._admit(model, rows.unique_id)
-        outcome_R = self._tell(bank, rows)
+        with self.tally.timed("advance"):
+            bank = self._admit(model, rows.unique_id)
+            outcome_R = self._tell(bank, rows)
+        for outcome, count in zip(*np.unique(outcome_R, return_counts=True), strict=True):
+            self.tally.observations[model.name, Outcome(outcome).name.lower()] += int(count)
         restarted = frozenset(rows.unique_id[i] for i in np.flatnonzero(outcome_R == Outcome.RESTARTED))
         start, slots = 0, []
         for item in items:
@@ -235,7 +241,12 @@ class Engine:
             slots.append(bank.slots(_settle_item(item, own_R, bank), self._group))
         asked = [item.asked for item in items]
         timeline = self._timeline(model)
-        return describe_streams(asked, slots, bank.streams, model, timeline, restarted, self._adjust)
+        share = self.settings.stuck_share
+        with self.tally.timed("forecast"):
+            told = describe_streams(asked, slots, bank.streams, model, timeline, restarted, self._adjust, share)
+        for (status, cause), count in told.outcomes.items():
+            self.tally.forecasts[model.name, status, cause] += count
+        return told.bodies
 
     def _tell(self, bank: Bank, rows: Rows) -> NDArray[np.int8]:
         """Tell streams their observations, each series' in order; return what became of each."""
@@ -266,7 +277,12 @@ class Engine:
                 banks.remove(bank)
                 banks.insert(0, bank)
                 return bank
-        bank = Bank(model, rewind=self.settings.stream_rewind, gap=self.settings.stream_gap)
+        bank = Bank(
+            model,
+            rewind=self.settings.stream_rewind,
+            gap=self.settings.stream_gap,
+            note_pass=partial(self.tally.note_pass, model.name),
+        )
         banks.insert(0, bank)
         self._timelines[model.name] = Timeline(model.calendar, model.spec.horizon)
         return bank
@@ -362,6 +378,7 @@ class Engine:
             names = bank.oldest(n + len(bank) // 8, self._group)
             try:
                 bank.release(names, self._store)
+                self.tally.evicted["memory"] += len(names)
             except sqlite3.Error as error:
                 self._store.start_afresh(error)
                 raise _disk_refused(error) from error
@@ -430,6 +447,8 @@ class Engine:
             if self._snapshot is None:
                 self._begin_snapshot()
             self._save_slice()
+        if time.monotonic() - self._counted_at > COUNT_SECONDS:
+            self._count()
 
     def _begin_snapshot(self) -> None:
         if self._journal is not None:
@@ -462,14 +481,23 @@ class Engine:
         too_large = self._journal.nbytes > MOST_PENDING * self.settings.stream_journal_bytes
         if not self._pending and (too_large or self._feed.has_all_until(group)):
             self._journal.discard(before)
+        self.tally.snapshot_at = time.monotonic()
         if forgotten := self._store.trim(self.settings.stream_disk_bytes):
+            self.tally.evicted["disk"] += forgotten
             log.warning("%d streams were forgotten: the disk may hold no more of them", forgotten)
 
     def _count(self) -> None:
         banks = self._all_banks()
-        if self._journal is not None and self._store is not None:
-            self.counts = StreamCounts(
-                sum(map(len, banks)), sum(bank.nbytes for bank in banks), self._store.nbytes, self._journal.nbytes
+        self._counted_at = time.monotonic()
+        if self._journal is None or self._store is None:
+            return
+        with suppress(sqlite3.Error):  # a damaged file is noticed by who needs it, and put aside
+            self.tally.kept = StreamCounts(
+                in_memory=sum(map(len, banks)),
+                on_disk=self._store.count(),
+                memory_bytes=sum(bank.nbytes for bank in banks),
+                disk_bytes=self._store.nbytes,
+                journal_bytes=self._journal.nbytes,
             )
 
 

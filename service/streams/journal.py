@@ -5,13 +5,12 @@ it did not begin: its end may have been written in part.
 """
 
 import logging
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
-from service.records import frame, read_frames, sync_folder, take_lock
+from service.records import frame, read_frames, sync, take_lock, write_through
 
 log = logging.getLogger("hindcast.streams")
 
@@ -48,10 +47,7 @@ class Journal:
         """
         content = b"".join(map(frame, records))
         try:
-            file = self._file()
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+            write_through(self._file(), content)
         except OSError:
             self.rotate()
             raise
@@ -81,7 +77,7 @@ class Journal:
             self._next += 1
             self._writing = path.open("xb")
             self._writing.write(FORMAT)
-            sync_folder(self.folder)
+            sync(self.folder)
         return self._writing
 
 

@@ -95,9 +95,9 @@ class Store:
                     log.error("a stream of model %s is damaged on disk and begins afresh", model)
         return found
 
-    def count(self, model: str) -> int:
-        """Return the series of a model that are kept."""
-        (count,) = self._connection.execute("SELECT count(*) FROM streams WHERE model = ?", (model,)).fetchone()
+    def count(self) -> int:
+        """Return how many series are kept; those in memory are among them once they were saved."""
+        (count,) = self._connection.execute("SELECT count(*) FROM streams").fetchone()
         return int(count)
 
     @property

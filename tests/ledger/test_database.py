@@ -174,3 +174,13 @@ def test_a_file_that_is_no_database_is_said_so(tmp_path: Path) -> None:
     (tmp_path / "ledger.db").write_text("not a database, and long enough to be looked at" * 50)
     with pytest.raises(LedgerError, match="cannot be opened: file is not a database"):
         open_ledger(f"sqlite:///{tmp_path}/ledger.db")
+
+
+def test_what_is_read_in_one_transaction_is_of_one_moment(ledger: Ledger) -> None:
+    count = sa.text("SELECT count(*) FROM datasets")
+    with reading(ledger.engine) as connection:
+        before = connection.scalar(count)
+        ledger.observations.append("plant", ONE)
+        assert connection.scalar(count) == before == 0
+    with reading(ledger.engine) as connection:
+        assert connection.scalar(count) == 1

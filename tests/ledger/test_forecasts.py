@@ -1,16 +1,27 @@
 """Issued forecasts: kept as they were, with all it takes to compute them again."""
 
+import threading
 from dataclasses import replace
 from datetime import UTC, datetime
 
 import numpy as np
 import pandas as pd
 import pytest
+import sqlalchemy as sa
 
 from forecasting.covariates import Covariates
 from forecasting.errors import InputError
-from ledger.forecasts import ForecastInputs, IssuedForecast, inputs_of, restore_covariates
+from ledger.database import writing
+from ledger.forecasts import (
+    ISSUE_LOCK,
+    ForecastInputs,
+    IssuedForecast,
+    _to_row,
+    inputs_of,
+    restore_covariates,
+)
 from ledger.ledger import Ledger
+from ledger.schema import forecasts
 
 DAYS = pd.date_range("2024-01-01", periods=5).as_unit("us").to_numpy()
 ISSUED_AT = datetime(2024, 1, 3, 12, tzinfo=UTC)
@@ -133,3 +144,19 @@ def test_the_newest_forecasts_of_a_series_come_first(ledger: Ledger) -> None:
     found = ledger.forecasts.of_series("pumps", "pump-7", role="champion", limit=2)
 
     assert [one.forecast_id for one in found] == ["f-2", "f-1"]
+
+
+def test_who_issues_at_the_same_time_waits_to_see_what_the_other_kept(ledger: Ledger) -> None:
+    """Whoever looks before the other has kept it would keep the same answer at another position."""
+    found: list[int] = []
+    late = threading.Thread(target=lambda: found.append(ledger.forecasts.append_once([issued("b", 1)])))
+    with writing(ledger.engine) as connection:
+        if connection.dialect.name == "postgresql":
+            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(ISSUE_LOCK)))
+        late.start()
+        late.join(0.5)
+        assert not found
+        connection.execute(sa.insert(forecasts), [_to_row(issued("a", 0))])
+    late.join(30)
+    assert found == [0]
+    assert [kept.unique_id for kept in ledger.forecasts.find("f-1")] == ["a"]

@@ -16,7 +16,7 @@ import mlflow
 import pytest
 from dbos import DBOSClient, DBOSPortableJSONSerializer
 
-from forecasting.errors import JobError, ModelNotFoundError
+from forecasting.errors import JobError, LedgerUnavailableError, ModelNotFoundError
 from forecasting.registry import ModelVersion, open_registry
 from ledger.ledger import Ledger, open_ledger
 from ledger.runs import RunRecord
@@ -24,7 +24,7 @@ from pipelines.cli import main
 from pipelines.report import LogReporter
 from pipelines.retrain import TAG_RUN_KEY, retrain
 from pipelines.run import new_run
-from pipelines.schedule import find_jobs, is_session_day
+from pipelines.schedule import DurableSteps, find_jobs, is_session_day
 from pipelines.settings import PipelineSettings
 from tests.conftest import make_panel
 from tests.processes import Process, run_to_end, running, write_job
@@ -357,3 +357,33 @@ def test_two_jobs_of_one_name_are_refused(tmp_path: Path) -> None:
     path.with_name("copy.yml").write_text(path.read_text())
     with pytest.raises(JobError, match="both named 'pumps'"):
         find_jobs(tmp_path)
+
+
+@pytest.mark.parametrize(("failures", "tries", "value"), [(0, 1, "done"), (2, 3, "done"), (3, 3, None)])
+def test_a_step_is_tried_again_so_many_times_and_no_more(
+    failures: int, tries: int, value: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked: list[str] = []
+
+    def step(what: str) -> str:
+        asked.append(what)
+        if len(asked) <= failures:
+            raise LedgerUnavailableError(f"try {len(asked)}")
+        return "done"
+
+    answer = DurableSteps(retries=2, pause=0.0)._try("step", step, "it")
+    assert asked == ["it"] * tries
+    assert answer == {"value": "done", "failed": None} if value else answer == {"failed": "try 3"}
+    said = [record.getMessage() for record in caplog.records]
+    assert [line.split("; ")[1] for line in said] == [f"try {k} of 2 in 0 s" for k in range(1, tries)]
+
+
+def test_a_step_that_would_fail_again_is_not_tried_again() -> None:
+    asked: list[None] = []
+
+    def step() -> None:
+        asked.append(None)
+        raise JobError("no such column")
+
+    assert DurableSteps(retries=2, pause=0.0)._try("step", step) == {"failed": "no such column"}
+    assert len(asked) == 1

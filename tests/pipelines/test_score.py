@@ -201,3 +201,26 @@ def test_scores_agree_with_the_backtest(ledger: Ledger) -> None:
     scores = test.scores()
     for name in ("mae", "crps", "coverage_80", "coverage_95"):
         assert row[name] == pytest.approx(scores[name]), name
+
+
+def test_what_was_learned_stays_when_a_forecast_reaches_further(tmp_path: Path) -> None:
+    found = []
+    for first in (3, 5):
+        ledger = open_ledger(f"sqlite:///{tmp_path}/{first}.db", Ticking())
+        ledger.forecasts.append([issued(1, horizon=first), issued(6, horizon=5)])
+        ledger.observations.append("pumps", rows_of([8, 9, 99, 99, 99, 99]))
+        score_matured(ledger)
+        learned_HQ = ledger.adjustments.read("pumps", "1")["pump-1"].stretch_HQ
+        ledger.observations.append("pumps", rows_of([99], first=6 + 1))
+        score_matured(ledger)
+        state = ledger.adjustments.read("pumps", "1")["pump-1"]
+        assert state.stretch_HQ.shape == (5, len(QUANTILES))
+        assert (state.stretch_HQ[0] != learned_HQ[0]).any(), "the second forecast taught its first step"
+        assert state.stretch_HQ[1:3] == pytest.approx(learned_HQ[1:3]), "and took nothing back"
+        found.append(state)
+        ledger.close()
+    short, long = found
+    assert short.stretch_HQ[:3] == pytest.approx(long.stretch_HQ[:3])
+    assert short.cutoff_H[:3].tolist() == long.cutoff_H[:3].tolist()
+    assert (short.stretch_HQ[3:] == 0).all()
+    assert np.isnat(short.cutoff_H[3:]).all()

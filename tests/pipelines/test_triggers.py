@@ -178,3 +178,15 @@ def test_a_job_without_triggers_or_champion_is_left_alone(ledger: Ledger, tmp_pa
     empty = DirectoryRegistry(tmp_path / "empty")
     assert check_triggers(job_with(new_data=1), ledger, empty) == []
     assert check_triggers(parse_job(JOB).model_copy(update={"triggers": None}), ledger, empty) == []
+
+
+def test_drift_is_measured_against_the_training_data_and_not_against_what_came_since(
+    ledger: Ledger, registry: DirectoryRegistry
+) -> None:
+    """A change that is half a year old would be the rule by now, were that half a year part of the past."""
+    rng = np.random.default_rng(0)
+    ds = pd.date_range("2023-09-01", "2024-08-01", freq="h")
+    steps = rng.normal(size=len(ds)) * np.where(ds > pd.Timestamp("2024-02-01"), 3.0, 1.0)
+    ledger.observations.append("pumps", pd.DataFrame({"unique_id": "pump-1", "ds": ds, "y": steps.cumsum()}))
+    triggers = check_triggers(job_with(drift=True), ledger, registry)
+    assert [trigger.kind for trigger in triggers] == ["drift"]

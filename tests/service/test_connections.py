@@ -1,6 +1,9 @@
 """Clients that send or read so slowly that they never end: their connections are closed, and nobody else's."""
 
+import re
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -14,8 +17,9 @@ from starlette.responses import Response
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
-from service.__main__ import build_config
-from service.connections import LARGEST_HEAD, BoundedProtocol
+from service.__main__ import build_config, build_server
+from service.app import create_app
+from service.connections import LARGEST_HEAD, SPARE_FILES, BoundedProtocol, bound_by
 from service.settings import ServiceSettings
 from tests.service.conftest import wait_until
 
@@ -50,7 +54,7 @@ def small_app() -> FastAPI:
 @contextmanager
 def serving(**settings: float) -> Iterator[uvicorn.Server]:
     chosen = ServiceSettings(port=0, keep_alive_seconds=60, shutdown_seconds=1, **settings)
-    server = uvicorn.Server(build_config(small_app(), chosen))
+    server = uvicorn.Server(build_config(small_app(), chosen, bound_by(chosen)))
     thread = threading.Thread(target=server.run)
     thread.start()
     wait_until(lambda: server.started)
@@ -194,12 +198,15 @@ def test_a_websocket_may_be_silent_for_longer(server: uvicorn.Server) -> None:
 
 
 def test_the_process_is_started_with_all_of_it() -> None:
-    settings = ServiceSettings(head_seconds=3, stall_seconds=4, keep_alive_seconds=5, stream_message_bytes=6000)
-    config = build_config(small_app(), settings)
+    settings = ServiceSettings(
+        head_seconds=3, stall_seconds=4, keep_alive_seconds=5, stream_message_bytes=6000, max_connections=70
+    )
+    server = build_server(create_app(settings), settings)
+    config = server.config
     config.load()
     protocol = config.http_protocol_class
     assert issubclass(protocol, BoundedProtocol)
-    assert (protocol.head_seconds, protocol.stall_seconds) == (3, 4)
+    assert (protocol.head_seconds, protocol.stall_seconds, protocol.most_connections) == (3, 4, 70)
     assert (config.timeout_keep_alive, config.ws_max_size) == (5, 6000)
     assert not config.proxy_headers, "a header would say who is calling"
 
@@ -217,3 +224,64 @@ def test_a_message_of_a_websocket_is_bounded_packed_or_not(compression: str | No
             websocket.recv(timeout=5)
     assert closed.value.rcvd is not None
     assert closed.value.rcvd.code == 1009
+
+
+def test_connections_beyond_the_bound_are_turned_away_and_the_others_go_on() -> None:
+    with serving(max_connections=3) as server:
+        place = ("127.0.0.1", port_of(server))
+        with (
+            connect(f"ws://127.0.0.1:{place[1]}/socket") as websocket,
+            socket.create_connection(place, timeout=10) as one,
+            socket.create_connection(place, timeout=10) as other,
+        ):
+            wait_until(lambda: len(server.server_state.connections) == 3)
+            for _ in range(50):
+                with socket.create_connection(place, timeout=10) as late:
+                    answer = read_to_end(late)
+                assert answer.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
+                assert b"\r\nretry-after: 1\r\n" in answer
+                assert b"urn:hindcast:problem:overloaded" in answer
+            for connection in (one, other, one):
+                connection.sendall(HEAD + b"\r\n")
+                assert connection.recv(1000).startswith(b"HTTP/1.1 200")
+            websocket.send("still here")
+            assert websocket.recv(timeout=5) == "still here"
+            assert server.config.http.turned_away == 50  # type: ignore[union-attr]  # it is the class
+            one.close()
+            wait_until(lambda: len(server.server_state.connections) == 2)
+            with socket.create_connection(place, timeout=10) as next_one:
+                next_one.sendall(HEAD + b"\r\n")
+                assert next_one.recv(1000).startswith(b"HTTP/1.1 200")
+
+
+def test_connections_leave_files_to_everything_else_where_few_may_be_open() -> None:
+    program = (
+        "import resource; from service.connections import allow_files, bound_by; "
+        "from service.settings import ServiceSettings; "
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (300, 700)); allow_files(1000); "
+        "print(resource.getrlimit(resource.RLIMIT_NOFILE)[0], "
+        "*(bound_by(ServiceSettings(max_connections=n)).most_connections for n in (1000, 5)))"
+    )
+    asked = [sys.executable, "-c", program]
+    found = subprocess.run(asked, capture_output=True, text=True, check=True)
+    assert found.stdout.split() == ["700", str(700 - SPARE_FILES), "5"]
+
+
+def test_connections_are_among_the_metrics_of_the_process() -> None:
+    settings = ServiceSettings(port=0, ledger_url="off", max_connections=2, drain_seconds=0, shutdown_seconds=1)
+    app = create_app(settings)
+    server = build_server(app, settings)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        wait_until(lambda: server.started)
+        place = ("127.0.0.1", port_of(server))
+        with httpx.Client(base_url=f"http://127.0.0.1:{place[1]}") as client, socket.create_connection(place):
+            wait_until(lambda: "hindcast_connections 2.0" in client.get("/metrics").text)
+            with socket.create_connection(place, timeout=10) as late:
+                read_to_end(late)
+            text = client.get("/metrics").text
+    finally:
+        server.should_exit = True
+        thread.join()
+    assert re.search(r"^hindcast_connections_turned_away_total 1.0$", text, re.MULTILINE)

@@ -1,5 +1,8 @@
 """Files that wait for the ledger: whole records come back, in order, and a file goes when all of it was taken."""
 
+import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -81,3 +84,36 @@ def test_a_file_of_another_format_is_put_aside(files: UnwrittenFiles) -> None:
     (files.folder / "2.part").write_bytes(FORMAT[:5])
     assert list(files.drain()) == [[], []]
     assert [path.name for path in files.folder.iterdir()] == ["1.unreadable"]
+
+
+@pytest.fixture
+def restless() -> Iterator[None]:
+    """Threads take turns as often as they can."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.mark.usefixtures("restless")
+def test_nothing_is_lost_where_another_service_drains_what_is_just_begun(tmp_path: Path) -> None:
+    n, found = 600, []
+    done = threading.Event()
+
+    def drain() -> None:
+        other = UnwrittenFiles(tmp_path, 2**20)
+        while not done.is_set():
+            found.extend(record for records in other.drain() for record in records)
+
+    draining = threading.Thread(target=drain)
+    draining.start()
+    try:
+        for i in range(n):
+            files = UnwrittenFiles(tmp_path, 2**20)
+            assert files.append([b"%d" % i])
+            files.close()
+    finally:
+        done.set()
+        draining.join()
+    found += [record for records in UnwrittenFiles(tmp_path, 2**20).drain() for record in records]
+    assert sorted(map(int, found)) == list(range(n))

@@ -155,7 +155,7 @@ def test_a_snapshot_lets_the_journal_go(open_bench: OpenBench) -> None:
         feed(bench, step + 1, start=step)
         while bench.engine.tidy():
             pass
-    assert bench.engine.counts.journal_bytes < 3 * 1024
+    assert bench.engine.tally.kept.journal_bytes < 3 * 1024
     bench.die()
     same([bench.forecast("a", 30, 50.0)], [calm.forecast("a", 30, 50.0)])
 
@@ -214,9 +214,9 @@ def test_series_beyond_the_memory_wait_on_disk_and_come_back_as_they_were(open_b
             same(small.send(rows)["forecasts"], large.send(rows)["forecasts"])
     small.engine.tidy()
     large.engine.tidy()
-    assert large.engine.counts.in_memory == 150
-    assert small.engine.counts.in_memory < 150
-    assert small.engine.counts.memory_bytes <= 48 * 1024
+    assert large.engine.tally.kept.in_memory == 150
+    assert small.engine.tally.kept.in_memory < 150
+    assert small.engine.tally.kept.memory_bytes <= 48 * 1024
 
 
 def test_the_disk_is_bounded_and_the_least_recently_used_are_forgotten(open_bench: OpenBench) -> None:
@@ -227,7 +227,7 @@ def test_the_disk_is_bounded_and_the_least_recently_used_are_forgotten(open_benc
     assert (bench.engine.path / "streams.db").stat().st_size < 3 * 400 * 1024
     bench.engine.open()
     assert bench.engine._store is not None
-    assert 100 < bench.engine._store.count("pump") < 1000
+    assert 100 < bench.engine._store.count() < 1000
     assert bench.forecast("s1999", 1, 2.0)["reason"].startswith("the stream has 2 of")
     assert bench.forecast("s0", 1, 2.0)["reason"].startswith("the stream has 1 of")
 

@@ -113,9 +113,8 @@ VOLATILITY = TrainingConfig(
 
 
 def _volatility(kind: str) -> Callable[[int], NetworkSpec]:
-    return lambda horizon: EnsembleSpec(
-        n_members=VOLATILITY.members, member=VolatilitySpec.model_validate({"kind": kind, "input_size": 250})
-    )
+    member = VolatilitySpec.model_validate({"kind": kind, "input_size": 250})
+    return lambda _: EnsembleSpec(n_members=VOLATILITY.members, member=member)
 
 
 STOCKS_RECOMMENDED = "volatility_lstm"

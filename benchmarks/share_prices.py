@@ -1,4 +1,4 @@
-"""Daily open, high, low and close of shares and indices, from files of any exchange: what `benchmarks.stocks` reads.
+"""Daily open, high, low and close of shares and indices, from files of any exchange; for `benchmarks.stocks`.
 
 N shares, T sessions.
 """
@@ -32,8 +32,8 @@ class Shares(NamedTuple):
     parkinson_NT: FloatArray
 
     @property
-    def return_NT(self) -> FloatArray:
-        """Return log returns in percent from one session of a share to its next, NaN in the first."""
+    def returns(self) -> FloatArray:
+        """Return `(N, T)` log returns in percent from one session of a share to its next, NaN in the first."""
         return np.stack([_returns(x_T) for x_T in self.x_NT])
 
     def take(self, n_shares: int, n_sessions: int) -> "Shares":
@@ -106,7 +106,8 @@ def _read_columns(frame: pd.DataFrame, where: str) -> pd.DataFrame:
     kept = [*PRICES, *(["adj close"] if "adj close" in named.columns else [])]
     prices = named[kept].apply(pd.to_numeric, errors="coerce").set_axis(sessions)
     prices = prices[~prices.index.duplicated(keep="last")].sort_index()
-    return prices[(prices["close"] > 0) & np.isfinite(prices["close"])]
+    traded = (prices["close"] > 0) & np.isfinite(prices["close"])
+    return pd.DataFrame(prices[traded])
 
 
 def _align(found: Mapping[str, pd.DataFrame]) -> Shares:
@@ -130,7 +131,8 @@ def _log_price(prices: pd.DataFrame) -> FloatArray:
     if "adj close" in prices:
         adjusted_T = prices["adj close"].to_numpy(dtype=np.float64)
         close_T = np.where(adjusted_T > 0, adjusted_T, np.nan)
-    return 100.0 * np.log(close_T)
+    x_T: FloatArray = 100.0 * np.log(close_T)
+    return x_T
 
 
 def _variance(rows: Sequence[pd.DataFrame], feature: RangeFeature) -> FloatArray:

@@ -21,18 +21,17 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
+from training.confidence_set import model_confidence_set
 
 from benchmarks.recipes import STOCKS, STOCKS_RECOMMENDED, Recipe
 from benchmarks.report import OURS, Report, build_parser, finish, say
 from benchmarks.share_prices import Shares, load_file, load_folder, load_sample
 from forecasting.calendar import parse_freq
-from forecasting.covariates import Covariates
 from forecasting.errors import TrainingError
 from forecasting.forecaster import Forecaster
 from forecasting.panel import Columns, Panel
 from forecasting.spec import CovariatesSpec, ForecasterSpec
 from training import risk
-from training.confidence_set import model_confidence_set
 from training.econometrics import RIVALS, forecast_rival
 from training.fit import fit, pick_device
 from training.metrics import crps_each
@@ -149,7 +148,7 @@ def ask_everyone(shares: Shares, test: Test, arguments: Namespace) -> dict[str, 
 
 def ask_rival(name: str, shares: Shares, n: int, test: Test, seed: int) -> Said:
     """Let a rival forecast one share; where it cannot, it says nothing of it."""
-    return_T, variance_T = shares.return_NT[n], shares.garman_klass_NT[n]
+    return_T, variance_T = shares.returns[n], shares.garman_klass_NT[n]
     cutoff_K = askable(shares, n, test)
     silent = Said(np.full((len(test.cutoff_K), len(QUANTILES)), np.nan), np.full(len(test.cutoff_K), np.nan), None)
     if not len(cutoff_K):
@@ -171,9 +170,10 @@ def ask_rival(name: str, shares: Shares, n: int, test: Test, seed: int) -> Said:
 
 def askable(shares: Shares, n: int, test: Test) -> IntArray:
     """Return the cutoffs at which a share is traded, enough of it is known, and its next session follows."""
-    known_T = np.isfinite(shares.return_NT[n])
+    known_T = np.isfinite(shares.returns[n])
     enough_K = np.cumsum(known_T)[test.cutoff_K] >= LEAST_KNOWN
-    return test.cutoff_K[enough_K & known_T[test.cutoff_K] & known_T[test.cutoff_K + 1]]
+    asked_K: IntArray = test.cutoff_K[enough_K & known_T[test.cutoff_K] & known_T[test.cutoff_K + 1]]
+    return asked_K
 
 
 def _spread(density: SkewedT, place_K: IntArray, n: int) -> SkewedT:
@@ -287,7 +287,7 @@ def _next_returns(shares: Shares, n: int, test: Test) -> FloatArray:
     """Return what happened after each cutoff, NaN where nobody is asked."""
     return_K = np.full(len(test.cutoff_K), np.nan)
     cutoff_K = askable(shares, n, test)
-    return_K[np.searchsorted(test.cutoff_K, cutoff_K)] = shares.return_NT[n][cutoff_K + 1]
+    return_K[np.searchsorted(test.cutoff_K, cutoff_K)] = shares.returns[n][cutoff_K + 1]
     return return_K
 
 

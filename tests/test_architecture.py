@@ -19,7 +19,7 @@ MAY_IMPORT = {
 
 ROOMS = {
     "alembic": {"ledger/database.py", "ledger/migrations/"},
-    "arch": {"training/sources/samples.py", "training/baselines.py"},
+    "arch": {"training/sources/samples.py", "training/baselines.py", "training/confidence_set.py"},
     "croniter": {"training/job.py", "training/timetable.py"},
     "dbos": {"pipelines/schedule.py"},
     "exchange_calendars": {"forecasting/calendar.py"},
@@ -40,6 +40,7 @@ ROOMS = {
     "scipy": {
         "forecasting/fallback.py",
         "forecasting/networks/outputs.py",
+        "training/risk.py",
         "training/significance.py",
         "training/skewed_t.py",
     },

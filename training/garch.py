@@ -37,6 +37,10 @@ MOST_SHOCKS = 2**24
 CHUNK = 2**17
 """Values simulated at once: what stays in a processor's cache."""
 
+MOST_VARIANCE = 100.0
+"""Largest mean of the fitted variances, in mean squares of the returns: where most returns are alike, the most
+likely parameters can let the variance explode."""
+
 BACKCAST = 75
 """Returns whose decaying mean square starts the recursion, as in `arch`."""
 
@@ -67,7 +71,7 @@ class GarchFit(NamedTuple):
 
 
 def fit_garch(model: GarchModel, returns_N: FloatArray) -> GarchFit | None:
-    """Fit by maximum likelihood; None where there is no variance to model or the optimiser does not converge.
+    """Fit by maximum likelihood; None where nothing varies, the optimiser does not converge, or variances explode.
 
     Returns are divided by their root mean square first, so that the optimiser sees the same problem whatever the
     units.
@@ -75,11 +79,11 @@ def fit_garch(model: GarchModel, returns_N: FloatArray) -> GarchFit | None:
     unit = float(np.sqrt(np.square(returns_N).mean()))
     if float(np.var(returns_N)) <= VARIANCE_FLOOR:
         return None
-    fits = (_maximise(model, returns_N / unit, start) for start in (None, _usual_start(model)))
-    found = next((fit for fit in fits if fit is not None), None)
-    if found is None:
-        return None
-    return found._replace(mean=found.mean * unit, omega=found.omega * unit**2)
+    for start in (None, _usual_start(model)):
+        fit = _maximise(model, returns_N / unit, start)
+        if fit is not None and filter_garch(fit, returns_N / unit, len(returns_N)).mean() <= MOST_VARIANCE:
+            return fit._replace(mean=fit.mean * unit, omega=fit.omega * unit**2)
+    return None
 
 
 def _usual_start(model: GarchModel) -> FloatArray:

@@ -225,7 +225,7 @@ class _Answerer:
             return
         found = fit_garch(GARCH_MODELS[self._name], asked.returns_N[: asked.n_fit])
         if found is None:
-            self._say(refit, "nothing moved, or the likelihood found no maximum", self._garch)
+            self._say(refit, "nothing moved, or the likelihood has no sound maximum", self._garch)
         self._garch = found or self._garch
 
     def _refit_har(self, asked: _Asked, refit: int) -> None:

@@ -37,6 +37,7 @@ from training.fit import fit, pick_device
 from training.metrics import crps_each
 from training.significance import compare_losses, diebold_mariano
 from training.skewed_t import SkewedT
+from training.verdict import verdict
 from training.windows import PanelTensors, Windows
 
 FloatArray = NDArray[np.float64]
@@ -122,7 +123,8 @@ def plan(shares: Shares, arguments: Namespace) -> Test:
     )
     if not 2 * LEAST_KNOWN <= first < len(sessions):
         raise SystemExit(
-            f"{len(sessions)} sessions, the first to forecast is number {first}: {2 * LEAST_KNOWN} have to come before"
+            f"{len(sessions)} sessions, the first to forecast is number {first}: "
+            f"{2 * LEAST_KNOWN} have to come before it"
         )
     return Test(np.arange(first - 1, len(sessions) - 1), arguments.refit_every)
 
@@ -281,6 +283,9 @@ def add_scores(report: Report, case: str, shares: Shares, test: Test, said: Mapp
                 report.add(case, name, metric, _mean_over_shares(loss_NK, known_NK))
         _add_risk(report, case, name, said[name], actual_NK)
     _add_comparisons(report, case, scored, known_NK)
+    ours = next((name for name in said if name.startswith(OURS)), None)
+    if ours is not None and len(said) > 1:
+        say(judge(ours, scored, said[ours], actual_NK))
 
 
 def _next_returns(shares: Shares, n: int, test: Test) -> FloatArray:
@@ -361,6 +366,20 @@ def _add_comparisons(
             daily = {name: _daily_means(loss_NK) for name, loss_NK in losses.items()}
             for name, p_value in model_confidence_set(daily, alpha=0.1).p_values.items():
                 report.add(case, name, f"{metric}, model confidence set p", p_value)
+
+
+def judge(
+    ours: str, scored: Mapping[str, Mapping[str, FloatArray]], said: Sequence[Said], actual_NK: FloatArray
+) -> str:
+    """Return in one sentence whether the network has skill."""
+    known_NK = np.isfinite(actual_NK)
+    losses = {
+        metric: {name: np.where(known_NK, each[metric], np.nan).T for name, each in scored.items()}
+        for metric in ("CRPS", "QLIKE")
+    }
+    mean_NK = np.stack([one.density.location for one in said if one.density is not None])
+    found = verdict(ours, losses["CRPS"], qlike=losses["QLIKE"], returns_KN=actual_NK.T, mean_KN=mean_NK.T)
+    return found.sentence
 
 
 def _difference(loss_NK: FloatArray, other_NK: FloatArray) -> float:

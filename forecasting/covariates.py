@@ -89,6 +89,10 @@ def past_columns(covariates: Covariates, spec: CovariatesSpec, input_size: int) 
     past_BLP = covariates.past_BLP[:, -input_size:]
     if past_BLP.shape != shape:
         raise InputError(f"past covariates of shape {covariates.past_BLP.shape}; this model needs {shape}")
+    if "overnight" in spec.ranges:
+        # The close before a window is not in it: whoever asks, with however long a history, is told the same.
+        past_BLP = past_BLP.copy()
+        past_BLP[:, 0, spec.past.index("overnight")] = np.nan
     return past_BLP
 
 

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from forecasting.calendar import timestamps_after
 from forecasting.errors import PanelError
 from forecasting.forecaster import Forecaster, summarise
-from forecasting.panel import Columns, Panel, build_panel
+from forecasting.panel import Columns, Panel
+from forecasting.price_panel import build_price_panel, find_made
 from forecasting.spec import CovariatesSpec
 from forecasting.transforms import apply_transform
 
@@ -33,7 +34,8 @@ def forecast_frame(
         PanelError: series were refused or are too short; each is named.
         InputError: a level reaches beyond the trained quantiles.
     """
-    panel = build_panel(frame, forecaster.spec.freq, columns=find_columns(frame, forecaster.spec.covariates))
+    told = forecaster.spec.covariates
+    panel = build_price_panel(frame, forecaster.spec.freq, columns=find_columns(frame, told), prices=told.prices)
     forecasts, problems = forecast_panel(forecaster, panel, level)
     if problems:
         raise PanelError(problems)
@@ -89,10 +91,11 @@ def _steps_after(panel: Panel, last_B: NDArray[np.int64], horizon: int) -> NDArr
 
 
 def find_columns(frame: pd.DataFrame, covariates: CovariatesSpec) -> Columns:
-    """Return those of the forecaster's covariates that the frame has."""
+    """Return those of the forecaster's covariates that the frame has, or has the prices of."""
     there = set(frame.columns)
+    made = set(find_made(covariates.ranges, covariates.prices, there))
     return Columns(
-        past=tuple(name for name in covariates.past if name in there),
+        past=tuple(name for name in covariates.past if name in there | made),
         future=tuple(name for name in covariates.future if name in there),
         static=tuple(static.name for static in covariates.static if static.name in there),
     )

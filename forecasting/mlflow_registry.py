@@ -249,7 +249,7 @@ def _signature(artifact: Path) -> ModelSignature:
         ColSpec(DataType.datetime, "ds"),
         ColSpec(DataType.double, "y"),
         # MLflow drops the columns that a signature does not name.
-        *(ColSpec(DataType.double, name, required=False) for name in (*told.past, *told.future)),
+        *(ColSpec(DataType.double, name, required=False) for name in (*told.past_taken, *told.future)),
         *(ColSpec(DataType.string, name, required=False) for name in names),
     ]
     level = ParamSpec("level", DataType.double, default=np.array(spec.level), shape=(-1,))

@@ -3,12 +3,14 @@
 The architecture is a union discriminated on `kind`; no class name is ever stored or resolved.
 """
 
+from collections.abc import Sequence
 from functools import cached_property
 from itertools import pairwise
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from forecasting.ranges import NEEDS, PRICES, RANGE_FEATURES, Price, RangeFeature
 from forecasting.scaling import Scaling
 from forecasting.transforms import Transform
 
@@ -16,6 +18,9 @@ FORMAT_VERSION = 3
 """The artefact format this version writes, and the newest it reads.
 
 1 knew no covariates and one head, 2 no volatility networks and no skewed Student-t."""
+
+TARGET_COLUMN = "y"
+"""What the values of a series are called wherever their own column has been chosen."""
 
 MODEL_NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,63}$"
 
@@ -219,6 +224,32 @@ class StaticSpec(_Frozen):
         return {name: code for code, name in enumerate(self.categories, start=1)}
 
 
+class PriceColumns(_Frozen):
+    """The columns of a session's prices, of which range features are made."""
+
+    open: ColumnName = Field("Open", description="Column of the first price.")
+    high: ColumnName = Field("High", description="Column of the highest price.")
+    low: ColumnName = Field("Low", description="Column of the lowest price.")
+    close: ColumnName = Field("Close", description="Column of the last price; usually the target itself.")
+
+    @model_validator(mode="after")
+    def _columns_differ(self) -> "PriceColumns":
+        names = list(self.by_price.values())
+        if len(set(names)) < len(names):
+            raise ValueError(f"two prices are one column: {', '.join(names)}")
+        return self
+
+    @property
+    def by_price(self) -> dict[Price, ColumnName]:
+        """Return the column of each price."""
+        return {"open": self.open, "high": self.high, "low": self.low, "close": self.close}
+
+    def needed(self, features: Sequence[RangeFeature]) -> dict[Price, ColumnName]:
+        """Return the columns these features are made of, by price."""
+        wanted = {price for name in features for price in NEEDS[name]}
+        return {price: self.by_price[price] for price in PRICES if price in wanted}
+
+
 class CovariatesSpec(_Frozen):
     """What a forecaster is told besides the values of a series, in the order of its tensors."""
 
@@ -229,6 +260,31 @@ class CovariatesSpec(_Frozen):
     country: str | None = Field(
         None, pattern=r"^[A-Z]{2}(-[A-Z0-9]{1,3})?$", description="Whose holidays `holiday` marks: DE, US, US-NY."
     )
+    prices: PriceColumns | None = Field(
+        None, description="What the range features among the past columns are made of; y is the series itself."
+    )
+
+    @property
+    def ranges(self) -> tuple[RangeFeature, ...]:
+        """Return the past columns that are made of prices."""
+        return () if self.prices is None else tuple(name for name in RANGE_FEATURES if name in self.past)
+
+    @property
+    def price_columns(self) -> tuple[ColumnName, ...]:
+        """Return the columns of prices they are made of, beside the series itself."""
+        needed = {} if self.prices is None else self.prices.needed(self.ranges)
+        return tuple(name for name in needed.values() if name != TARGET_COLUMN)
+
+    @property
+    def past_read(self) -> tuple[ColumnName, ...]:
+        """Return the past columns to be read where observations are kept: prices, not what is made of them."""
+        given = (name for name in self.past if name not in self.ranges)
+        return tuple(dict.fromkeys([*given, *self.price_columns]))
+
+    @property
+    def past_taken(self) -> tuple[ColumnName, ...]:
+        """Return the past columns that may be sent: those of the network, and the prices some are made of."""
+        return tuple(dict.fromkeys([*self.past, *self.price_columns]))
 
     def __bool__(self) -> bool:
         return bool(self.past or self.future or self.static or self.calendar)

@@ -32,7 +32,7 @@ from forecasting.artifact import artifact_digest, load_artifact
 from forecasting.errors import ArtifactError, InputError, PanelError, SourceError
 from forecasting.forecaster import Forecaster, interval_bounds
 from forecasting.frame import find_columns, forecast_panel
-from forecasting.panel import build_panel
+from forecasting.price_panel import build_price_panel
 from forecasting.registry import ModelVersion, open_registry
 from forecasting.spec import ForecasterSpec
 from pipelines.fanout import map_tasks
@@ -201,7 +201,10 @@ def _fetch(fetch: Any, version: ModelVersion, home: Path) -> Forecaster:  # noqa
         if artifact_digest(fetched) != version.digest:
             raise ArtifactError(f"version {version.version} is not what was published")
         if fetched != artifact:
-            fetched.rename(artifact)
+            # MLflow fetches into folders of its own, which may be what is to be replaced.
+            aside = fetched.rename(home / f".{artifact.name}")
+            shutil.rmtree(artifact, ignore_errors=True)
+            aside.rename(artifact)
     return load_artifact(artifact)
 
 
@@ -213,7 +216,8 @@ def _split(files: list[Path], work: Path, spec: ForecasterSpec, parts: int, repo
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
     covariates = spec.covariates
-    wanted = ["unique_id", "ds", "y", *covariates.past, *covariates.future, *(s.name for s in covariates.static)]
+    statics = [static.name for static in covariates.static]
+    wanted = ["unique_id", "ds", "y", *covariates.past_taken, *covariates.future, *statics]
     with ExitStack() as stack:
         writers: dict[int, pq.ParquetWriter] = {}
         for path in files:
@@ -295,7 +299,8 @@ def _forecast_rows(
     frame = rows.to_pandas(ignore_metadata=True)
     spec = forecaster.spec
     try:
-        panel = build_panel(frame, spec.freq, bad_series="drop", columns=find_columns(frame, spec.covariates))
+        columns, prices = find_columns(frame, spec.covariates), spec.covariates.prices
+        panel = build_price_panel(frame, spec.freq, bad_series="drop", columns=columns, prices=prices)
     except PanelError as error:
         return None, error.problems
     forecasts, unusable = forecast_panel(forecaster, panel, level or None)

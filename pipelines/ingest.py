@@ -11,7 +11,7 @@ from forecasting.errors import InputError, JobError
 from ledger.ledger import Ledger
 from ledger.observations import Appended
 from ledger.rules import MOST_REPORTED, Checked, Refusal, check_rows
-from pipelines.load import name_columns, require_columns, value_columns
+from pipelines.load import name_columns, require_columns, universe_of, value_columns
 from pipelines.pull import pull
 from pipelines.report import Reporter
 from training.job import JobConfig
@@ -55,7 +55,8 @@ class Ingested:
 def ingest_job(job: JobConfig, base_dir: Path, cache_dir: Path, ledger: Ledger, reporter: Reporter) -> Ingested:
     """Load a job's source, and append to the ledger what is not known yet.
 
-    Columns keep the names they have in the source, so that a job that reads the ledger needs no other target.
+    Columns keep the names they have in the source, so that a job that reads the ledger needs no other target. What
+    is of no member of the job's universe is left aside.
 
     Raises:
         JobError: the job reads the ledger, and names nothing that feeds it.
@@ -67,18 +68,24 @@ def ingest_job(job: JobConfig, base_dir: Path, cache_dir: Path, ledger: Ledger, 
     static = name_columns(job)
     columns = [*value_columns(job), *static]
     dated = parse_freq(job.freq).dated
+    universe = universe_of(job, base_dir)
 
     def check(rows: pd.DataFrame) -> Checked:
         require_columns(job, rows, columns)
         ds, unread = split_unread(rows["ds"])
         checked = check_rows(rows[["unique_id", "ds", *columns]].assign(ds=ds), static=static, dated=dated)
-        return replace(checked, refusals=tuple(_with_reason(one, unread) for one in checked.refusals))
+        kept = checked.rows
+        if universe is not None:
+            kept = kept[universe.are_members(kept["unique_id"], pd.DatetimeIndex(kept["ds"]))]
+        return replace(checked, rows=kept, refusals=tuple(_with_reason(one, unread) for one in checked.refusals))
 
     done = Ingested(dataset)
     if isinstance(source, SqlSource) and source.watermark is not None:
         pull(ledger, source, dataset, check, done.take, static)
     else:
-        context = SourceContext(base_dir, cache_dir, reporter.say, job.covariates.static, row_by_row=True)
+        context = SourceContext(
+            base_dir, cache_dir, reporter.say, job.covariates.static, freq=job.freq, row_by_row=True
+        )
         checked = check(source.load(context))
         done.take(checked, ledger.observations.append(dataset, checked.rows, static=static))
     if done.rows and done.refused == done.rows:

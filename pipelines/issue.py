@@ -23,7 +23,8 @@ from forecasting.conformal import apply
 from forecasting.covariates import Covariates
 from forecasting.errors import ArtifactError, CalendarError
 from forecasting.forecaster import Forecaster
-from forecasting.panel import Columns, Panel, build_panel
+from forecasting.panel import Columns, Panel
+from forecasting.price_panel import build_price_panel
 from forecasting.registry import (
     CHAMPION,
     SHADOW,
@@ -197,7 +198,7 @@ def _read_panel(
     labels = [static.name for static in told.static if static.name != "unique_id"]
     frame = ledger.observations.frame(
         issuer.dataset,
-        (issuer.target, *told.past, *told.future),
+        (issuer.target, *told.past_read, *told.future),
         static=labels,
         unique_ids=list(names),
         as_of=as_of,
@@ -210,7 +211,8 @@ def _read_panel(
         return None
     statics = tuple(static.name for static in told.static)
     columns = Columns(told.past, told.future, statics)
-    return build_panel(frame, issuer.forecaster.spec.freq, bad_series="drop", columns=columns)
+    freq = issuer.forecaster.spec.freq
+    return build_price_panel(frame, freq, bad_series="drop", columns=columns, prices=told.prices)
 
 
 def _ask(issuer: Issuer, panel: Panel, series_B: NDArray[np.int64], cutoff_B: NDArray[np.int64]) -> _Questions:

@@ -7,13 +7,19 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from forecasting.calendar import normalise_timestamps, parse_freq
 from forecasting.errors import JobError, PanelError, SourceError
-from forecasting.panel import Columns, Panel, build_panel, save_panel
+from forecasting.panel import Columns, Panel, save_panel
+from forecasting.price_panel import build_price_panel
 from pipelines.run import Run
 from training.backtest import plan_split
 from training.job import JobConfig
 from training.sources.base import SourceContext
 from training.sources.ledger import LedgerSource
+from training.universe import Universe, load_universe
+
+MOST_NAMED = 20
+"""Most series a message names."""
 
 
 def load_data(run: Run) -> str:
@@ -25,9 +31,10 @@ def load_data(run: Run) -> str:
         note=run.reporter.say,
         names=job.covariates.static,
         columns=value_columns(job),
+        freq=job.freq,
         observations=_LedgerReader(run),
     )
-    rows = _select_columns(job, job.source.load(context))
+    rows = _select_members(run, _select_columns(job, job.source.load(context)))
     panel, left_out = _build_panel(job, rows)
     for problem in left_out.values():
         run.reporter.say(f"left out: {problem}")
@@ -80,7 +87,13 @@ def dataset_of(job: JobConfig) -> str:
 
 def value_columns(job: JobConfig) -> list[str]:
     """Return the columns of values a job works with, by their names in the source; the target is the first."""
-    return list(dict.fromkeys([job.target.column, *job.covariates.past, *job.covariates.future]))
+    told = job.covariates
+    return list(dict.fromkeys([job.target.column, *told.past, *_price_columns(job), *told.future]))
+
+
+def _price_columns(job: JobConfig) -> list[str]:
+    """Return the columns range features are made of, by their names in the source."""
+    return list(job.prices.needed(job.covariates.ranges).values())
 
 
 def name_columns(job: JobConfig) -> list[str]:
@@ -95,8 +108,42 @@ def _select_columns(job: JobConfig, frame: pd.DataFrame) -> pd.DataFrame:
     covariates = [*told.past, *told.future, *name_columns(job)]
     if target in covariates:
         raise JobError(f"job {job.name!r}: the target column {target!r} cannot be a covariate too")
-    require_columns(job, frame, (target, *covariates))
-    return frame[["unique_id", "ds", *covariates]].assign(y=frame[target])
+    quoted = [name for name in _price_columns(job) if name not in (target, *covariates)]
+    require_columns(job, frame, (target, *covariates, *quoted))
+    return frame[["unique_id", "ds", *covariates, *quoted]].assign(y=frame[target])
+
+
+def universe_of(job: JobConfig, base_dir: Path) -> Universe | None:
+    """Return the memberships of a job's universe, None where it has none.
+
+    Raises:
+        SourceError: its file cannot be read.
+    """
+    return None if job.universe is None else load_universe(base_dir / job.universe.path)
+
+
+def _select_members(run: Run, rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of members of the job's universe, all where it has none.
+
+    Raises:
+        SourceError: the universe cannot be read, or names a series the source does not have; where bad series are
+            left out, that one is told and left out.
+    """
+    job, universe = run.job, universe_of(run.job, run.base_dir)
+    if universe is None:
+        return rows
+    names = rows["unique_id"].astype(str)
+    unknown = universe.find_unknown(names.unique().tolist())
+    if unknown and job.bad_series == "raise":
+        raise SourceError("; ".join(list(unknown.values())[:MOST_NAMED]))
+    for problem in unknown.values():
+        run.reporter.say(f"left out: {problem}")
+    members_R = universe.are_members(names, normalise_timestamps(rows["ds"], parse_freq(job.freq)))
+    never = sorted(set(names) - set(names[members_R]))
+    if never:
+        more = f" and {len(never) - MOST_NAMED} more" if len(never) > MOST_NAMED else ""
+        run.reporter.say(f"left out, for they are not in the universe: {', '.join(never[:MOST_NAMED])}{more}")
+    return rows[members_R].reset_index(drop=True)
 
 
 def require_columns(job: JobConfig, frame: pd.DataFrame, columns: Sequence[str]) -> None:
@@ -114,8 +161,9 @@ def require_columns(job: JobConfig, frame: pd.DataFrame, columns: Sequence[str])
 def _build_panel(job: JobConfig, rows: pd.DataFrame) -> tuple[Panel, dict[str, str]]:
     """Return the panel the job can be trained on, and what is wrong with each series left out of it."""
     told = job.covariates
-    columns = Columns(told.past, told.future, told.static)
-    panel = build_panel(rows, job.freq, bad_series=job.bad_series, columns=columns)
+    columns = Columns(told.past_told, told.future, told.static)
+    prices = job.prices_told
+    panel = build_price_panel(rows, job.freq, bad_series=job.bad_series, columns=columns, prices=prices)
     unusable = {**_too_short(job, panel), **_without_logarithm(job, panel)}
     left_out = {**panel.dropped, **unusable}
     if not unusable:
@@ -123,7 +171,7 @@ def _build_panel(job: JobConfig, rows: pd.DataFrame) -> tuple[Panel, dict[str, s
     if job.bad_series == "raise" or len(unusable) == panel.n_series:
         raise PanelError(left_out)
     kept = rows[~rows["unique_id"].astype(str).isin(list(left_out))]
-    return build_panel(kept, job.freq, columns=columns), left_out
+    return build_price_panel(kept, job.freq, columns=columns, prices=prices), left_out
 
 
 def _too_short(job: JobConfig, panel: Panel) -> dict[str, str]:

@@ -78,7 +78,7 @@ class Run:
         wanted, known = self.job.covariates, self.panel.before(self.split.test)
         observed_N = np.asarray(np.isfinite(known.y_NT).any(axis=1))
         return CovariatesSpec(
-            past=wanted.past,
+            past=wanted.past_told,
             future=wanted.future,
             static=tuple(
                 StaticSpec(name=name, categories=_categories(known.static[name], observed_N))
@@ -86,6 +86,7 @@ class Run:
             ),
             calendar=wanted.calendar,
             country=wanted.country,
+            prices=self.job.prices_told,
         )
 
     def spec_of(self, name: str) -> ForecasterSpec:

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from forecasting.calendar_features import n_columns
 from forecasting.covariates import Covariates
-from forecasting.spec import CovariatesSpec, ForecasterSpec
+from forecasting.price_panel import make_past
+from forecasting.spec import TARGET_COLUMN, CovariatesSpec, ForecasterSpec
 from service.model_slot import LoadedModel
 from service.problems import RefusedSeriesError
 from service.schemas import SeriesHistory
@@ -49,7 +50,7 @@ def require_told(history: SeriesHistory, spec: ForecasterSpec, max_length: int) 
         RefusedSeriesError: one is unknown, too short or too long.
     """
     known, points = spec.covariates, len(history.y)
-    _require_known(history, "past", history.past or (), known.past, spec)
+    _require_known(history, "past", history.past or (), known.past_taken, spec)
     _require_known(history, "future", history.future or (), known.future, spec)
     _require_known(history, "static", history.static or (), [static.name for static in known.static], spec)
     for name, values in (history.past or {}).items():
@@ -77,7 +78,7 @@ def _require_known(
 
 
 def _describe_known(known: CovariatesSpec) -> str:
-    names = [f"past {name!r}" for name in known.past] + [f"future {name!r}" for name in known.future]
+    names = [f"past {name!r}" for name in known.past_taken] + [f"future {name!r}" for name in known.future]
     names += [f"static {static.name!r}" for static in known.static]
     more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
     return (", ".join(names[:MOST_NAMES]) or "none") + more
@@ -88,17 +89,25 @@ def _refuse_length(history: SeriesHistory, kind: str, name: str, length: int, ru
     return RefusedSeriesError(f"{kind}.{name}", detail)
 
 
-def lay_out_told(history: SeriesHistory, slots: Slots, cutoff: pd.Timestamp, spec: ForecasterSpec) -> Told:
-    """Lay covariates out on the steps of the window, which ends at the cutoff, and of the horizon."""
+def lay_out_told(
+    history: SeriesHistory, y_L: FloatArray, slots: Slots, cutoff: pd.Timestamp, spec: ForecasterSpec
+) -> Told:
+    """Lay covariates out on the steps of the window, which ends at the cutoff, and of the horizon.
+
+    Range features that are not sent are made of the prices that are; `y_L` may be one of them.
+    """
     known, length = spec.covariates, spec.input_size
     past, future = history.past or {}, history.future or {}
     given = {"unique_id": history.unique_id, **(history.static or {})}
     names = [given.get(static.name, "") for static in known.static]
-    past_LP = np.full((length, len(known.past)), np.nan)
     future_TF = np.full((length + spec.horizon, len(known.future)), np.nan)
-    for p, name in enumerate(known.past):
-        if name in past:
-            _lay_out(past_LP[:, p], past[name], slots, history, f"past.{name}")
+    sent = {name: np.full(length, np.nan) for name in known.past_taken if name in past}
+    for name, column_L in sent.items():
+        _lay_out(column_L, past[name], slots, history, f"past.{name}")
+    made = make_past(known.past, known.prices, {TARGET_COLUMN: y_L, **sent})
+    past_LP = np.full((length, len(known.past)), np.nan)
+    for name, column_L in made.items():
+        past_LP[:, known.past.index(name)] = column_L
     for f, name in enumerate(known.future):
         if name in future:
             _lay_out(future_TF[:, f], future[name], slots, history, f"future.{name}")

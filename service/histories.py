@@ -182,7 +182,7 @@ def _cut_window(
     reason, told = _find_unusable(history.unique_id, y_L, spec), None
     cause: Cause | None = None if reason is None else "values"
     if model.takes_covariates:
-        told = lay_out_told(history, slots, cutoff, spec)
+        told = lay_out_told(history, y_L, slots, cutoff, spec)
         shortfalls = find_shortfalls(told, model, h)
         cause = cause or name_cause(told, model, shortfalls)
         reason = "; ".join(filter(None, [reason, *shortfalls])) or None

@@ -93,7 +93,7 @@ def _read_rows(
 ) -> pd.DataFrame:
     """Return a row a step, by time: `y` and the covariates, NaN where nothing is known."""
     told = model.spec.covariates
-    columns = {"y": model.target} | {name: name for name in (*told.past, *told.future)}
+    columns = {"y": model.target} | {name: name for name in (*told.past_read, *told.future)}
     parts = {name: _read_column(ledger, model.dataset, column, asked, start) for name, column in columns.items()}
     return pd.DataFrame(parts).sort_index()
 
@@ -136,7 +136,7 @@ def _to_history(rows: pd.DataFrame, model: LoadedModel, unique_id: str, names: d
         start=None,
         ds=[format_timestamp(stamp, model.calendar) for stamp in rows.index],
         y=_nulls(rows["y"]),
-        past={name: _nulls(rows[name]) for name in told.past} or None,
+        past={name: _nulls(rows[name]) for name in told.past_read} or None,
         future={name: _nulls(rows[name]) for name in told.future} or None,
         static=names or None,
     )

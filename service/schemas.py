@@ -197,6 +197,7 @@ class ModelCovariates(BaseModel):
     """What a model is told besides the values of a series."""
 
     past: list[str] = Field(description="Columns known up to the last value.")
+    prices: list[str] = Field(description="Columns that may be sent as past ones, for others to be made of them.")
     future: list[str] = Field(description="Columns known over the steps ahead too.")
     static: dict[str, int] = Field(description="What a series is: how many names of each were in training.")
     calendar: list[str] = Field(description="What the timestamps tell; nothing is to be sent for it.")

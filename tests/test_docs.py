@@ -13,6 +13,7 @@ from forecasting.spec import (
     DriftSpec,
     MLPSpec,
     NaiveSpec,
+    PriceColumns,
     RecurrentSpec,
     RidgeSpec,
     SeasonalNaiveSpec,
@@ -31,6 +32,7 @@ from training.job import (
     TargetConfig,
     TrainingConfig,
     TriggersConfig,
+    UniverseConfig,
     parse_job,
 )
 
@@ -46,6 +48,8 @@ SECTIONS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("", JobConfig),
     ("target", TargetConfig),
     ("covariates", CovariatesConfig),
+    ("prices", PriceColumns),
+    ("universe", UniverseConfig),
     ("candidates[] kind: mlp", MLPSpec),
     ("candidates[] kind: rnn, gru, lstm", RecurrentSpec),
     ("candidates[] kind: segment_rnn, segment_gru, segment_lstm", SegmentSpec),

@@ -28,10 +28,12 @@ from pydantic import (
 from forecasting.calendar import Calendar, Sessions, parse_freq
 from forecasting.errors import CalendarError, JobError
 from forecasting.panel import BadSeries
+from forecasting.ranges import RangeFeature
 from forecasting.spec import (
     BASELINE_KINDS,
     MODEL_NAME_PATTERN,
     RETURN_COLUMNS,
+    TARGET_COLUMN,
     VARIANCE_COLUMNS,
     CalendarFeature,
     ColumnName,
@@ -40,6 +42,7 @@ from forecasting.spec import (
     ForecasterSpec,
     Head,
     NetworkSpec,
+    PriceColumns,
     SegmentSpec,
     Trained,
     VolatilitySpec,
@@ -99,11 +102,39 @@ class CovariatesConfig(_Section):
         description="Whose holidays `holiday` marks: an ISO code such as DE, US or US-NY.",
     )
 
+    ranges: tuple[RangeFeature, ...] = Field(
+        (),
+        description="Past columns made of the prices of a session: parkinson, garman_klass, rogers_satchell "
+        "(variances), overnight, intraday (returns).",
+    )
+
+    @property
+    def past_told(self) -> tuple[ColumnName, ...]:
+        """Return all past columns the networks are told: those of the source, and those made of prices."""
+        return (*self.past, *self.ranges)
+
+    @model_validator(mode="after")
+    def _columns_are_there_once(self) -> "CovariatesConfig":
+        for name in self.ranges:
+            if self.ranges.count(name) > 1 or name in (*self.past, *self.future, *self.static):
+                raise ValueError(f"{name} is made of prices, and is there twice")
+        return self
+
     @model_validator(mode="after")
     def _holidays_are_those_of_a_country(self) -> "CovariatesConfig":
         if "holiday" in self.calendar and self.country is None:
             raise ValueError("holiday takes a country: an ISO code such as DE, US or US-NY")
         return self
+
+
+class UniverseConfig(_Section):
+    """Which series are learned from and asked about, by date."""
+
+    path: str = Field(
+        min_length=1,
+        description="CSV file with unique_id, start and end, the first date no longer in it (empty: still in); "
+        "relative to the folder of the job file.",
+    )
 
 
 class TrainingConfig(_Section):
@@ -385,6 +416,8 @@ class JobConfig(_Section):
     source: AnySource
     target: TargetConfig = TargetConfig()
     covariates: CovariatesConfig = CovariatesConfig()
+    prices: PriceColumns = PriceColumns()
+    universe: UniverseConfig | None = None
     freq: str = Field(max_length=32, description="Pandas alias (15min, h, D, W, MS) or exchange calendar (XNYS).")
     season_length: int | None = Field(None, ge=1, le=100_000, description="Steps; default the frequency's own.")
     horizon: int = Field(ge=1, le=10_000, description="Steps forecast.")
@@ -465,7 +498,8 @@ class JobConfig(_Section):
 
     @model_validator(mode="after")
     def _volatility_is_that_of_returns(self) -> "JobConfig":
-        ranges = [name for name in self.covariates.past if name in (*VARIANCE_COLUMNS, *RETURN_COLUMNS)]
+        told = (*self.covariates.past, *self.covariates.ranges)
+        ranges = [name for name in told if name in (*VARIANCE_COLUMNS, *RETURN_COLUMNS)]
         for candidate in self.candidates:
             if not isinstance(candidate.network, VolatilitySpec):
                 continue
@@ -482,6 +516,14 @@ class JobConfig(_Section):
         return self
 
     @model_validator(mode="after")
+    def _prices_are_not_mistaken_for_the_target(self) -> "JobConfig":
+        # The target's column is called y from the source on.
+        others = [name for name in self.prices.by_price.values() if name != self.target.column]
+        if self.covariates.ranges and TARGET_COLUMN in others:
+            raise ValueError(f"prices: the column {TARGET_COLUMN!r} can be one only if it is the target")
+        return self
+
+    @model_validator(mode="after")
     def _close_is_that_of_an_exchange(self) -> "JobConfig":
         if self.schedule and self.schedule.after_close and self.session_calendar is None:
             raise ValueError("schedule.after_close takes an exchange: name one in schedule.sessions, such as XNYS")
@@ -495,6 +537,15 @@ class JobConfig(_Section):
     def training_of(self, candidate: Candidate) -> TrainingConfig:
         """Return the training settings in force for a candidate."""
         return TrainingConfig.model_validate({**self.training.model_dump(), **candidate.training})
+
+    @property
+    def prices_told(self) -> PriceColumns | None:
+        """Return the columns range features are made of, as a forecaster knows them; None where there are none."""
+        if not self.covariates.ranges:
+            return None
+        columns = self.prices.by_price.items()
+        target = self.target.column
+        return PriceColumns(**{price: TARGET_COLUMN if name == target else name for price, name in columns})
 
     @property
     def season(self) -> int:

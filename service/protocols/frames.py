@@ -35,7 +35,7 @@ def read_frame(
         ProblemError: the body holds no frame.
     """
     statics = [static.name for static in known.static if static.name != "unique_id"]
-    wanted = [*NEEDED, *known.past, *known.future, *statics]
+    wanted = [*NEEDED, *known.past_taken, *known.future, *statics]
     if is_csv:
         texts = _read_csv(body, wanted)
         return {name: _parse_column(name, texts[name], (*NEEDED[:2], *statics)) for name in texts}, None
@@ -147,7 +147,7 @@ def _build_one(
         "unique_id": name,
         "ds": [frame["ds"][i] for i in rows],
         "y": [_no_nan(frame["y"][i]) for i in rows],
-        "past": pick(known.past, _without_nan),
+        "past": pick(known.past_taken, _without_nan),
         "future": pick(known.future, _without_nan),
         "static": pick(statics, lambda labels: _only_label(name, labels, errors)),
     }

@@ -297,7 +297,7 @@ def _describe(model: LoadedModel) -> ModelMetadata:
 
 def _inputs(model: LoadedModel) -> list[TensorMetadata]:
     known = model.spec.covariates
-    numbers = ["y", *(f"past.{name}" for name in known.past), *(f"future.{name}" for name in known.future)]
+    numbers = ["y", *(f"past.{name}" for name in known.past_taken), *(f"future.{name}" for name in known.future)]
     statics = (f"static.{static.name}" for static in known.static if static.name != "unique_id")
     return [
         *(TensorMetadata(name=name, datatype="FP64", shape=[-1, -1]) for name in numbers),

@@ -58,6 +58,7 @@ def _head_of(network: NetworkSpec) -> str | None:
 def _describe_covariates(covariates: CovariatesSpec) -> ModelCovariates:
     return ModelCovariates(
         past=list(covariates.past),
+        prices=list(covariates.price_columns),
         future=list(covariates.future),
         static={static.name: len(static.categories) for static in covariates.static},
         calendar=list(covariates.calendar),

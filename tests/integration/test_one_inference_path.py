@@ -61,7 +61,25 @@ evaluation: {n_windows: 4}
 """
 
 
-@pytest.fixture(params=[STOCKS, SENSOR, COVARIATES], ids=["sessions", "weeks-with-gaps", "covariates"])
+RANGES = """
+name: ranges
+source: {kind: sample, dataset: sp500}
+target: {column: Close, transform: log_return}
+freq: XNYS
+horizon: 5
+covariates:
+  ranges: [parkinson, garman_klass, overnight, intraday]
+  calendar: [session_gap]
+candidates:
+  - {kind: lstm, input_size: 40, hidden_size: 8}
+training: {max_epochs: 1, steps_per_epoch: 20}
+evaluation: {n_windows: 4, validation_size: 300}
+"""
+
+
+@pytest.fixture(
+    params=[STOCKS, SENSOR, COVARIATES, RANGES], ids=["sessions", "weeks-with-gaps", "covariates", "ranges"]
+)
 def run(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """A job that has been trained; its best candidate is the champion whatever the gate says."""
     monkeypatch.setenv("HINDCAST_HOME", str(tmp_path / "home"))
@@ -167,5 +185,6 @@ def test_mlflows_own_tools_give_the_same_numbers(run: Run, monkeypatch: pytest.M
     for column in ("mean", "lo-80", "hi-80"):
         assert_same(found[column], expected[column], history(test, 0)[1])
     if test.spec.covariates:
-        less = model.predict(frame_of(test, 0).drop(columns=["setpoint", "ambient", "site"]))
+        names = [name for known in told(test, 0).values() for name in known]
+        less = model.predict(frame_of(test, 0).drop(columns=names))
         assert not np.allclose(less["mean"], expected["mean"], rtol=1e-6), "they reach the network"

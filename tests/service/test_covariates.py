@@ -445,12 +445,20 @@ def test_a_model_says_what_it_takes(client: httpx.Client) -> None:
     boiler, pump, co2 = (client.get(f"/v1/models/{name}").json() for name in ("boiler", "pump", "co2"))
     assert boiler["covariates"] == {
         "past": ["ambient", "load"],
+        "prices": [],
         "future": ["setpoint"],
         "static": {"unique_id": 2, "site": 2},
         "calendar": ["hour", "weekday", "holiday"],
         "country": "DE",
     }
-    assert pump["covariates"] == {"past": [], "future": [], "static": {}, "calendar": [], "country": None}
+    assert pump["covariates"] == {
+        "past": [],
+        "prices": [],
+        "future": [],
+        "static": {},
+        "calendar": [],
+        "country": None,
+    }
     assert (boiler["head"], co2["head"]) == ("quantile", None)
 
 

@@ -20,6 +20,8 @@ WHOLE_SECTIONS = {
     "source",
     "target",
     "covariates",
+    "prices",
+    "universe",
     "candidates",
     "training",
     "evaluation",

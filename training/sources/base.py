@@ -44,6 +44,8 @@ class SourceContext:
     """Columns that hold names, beside `unique_id`: text, also where it looks like numbers."""
     columns: Sequence[str] = ()
     """Columns of values that are wanted, for a source that is to be told; others bring all they have."""
+    freq: str | None = None
+    """The job's, for a source that knows when a step is over."""
     row_by_row: bool = False
     """A row whose timestamp cannot be read is handed on with an `Unread` in its place, instead of failing all."""
     observations: ObservationReader | None = None

@@ -1,14 +1,13 @@
 """Daily prices from Yahoo Finance through yfinance: fetched raw, kept as fetched, adjusted on the way out.
 
-Yahoo rewrites adjusted history at every split and dividend, so what is kept is what it sent: prices and actions
-(dividends, splits) side by side, each file with the time of fetching.
+Yahoo rewrites its whole history at every split, and what it calls adjusted at every dividend too. So what is kept
+is what it sent, prices and actions (dividends, splits) side by side with the time of fetching, and what that says
+the shares were traded at; adjusting starts from there, and a session's value depends on nothing after it.
 """
 
-import os
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from functools import cache
 from importlib import import_module
@@ -17,21 +16,25 @@ from types import ModuleType
 from typing import Annotated, Literal
 
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet
 from pydantic import Field, PrivateAttr, StringConstraints, field_validator, model_validator
 
 from forecasting.errors import SourceError
+from training.adjust import ACTIONS, FACTOR, OHLC, VOLUME, adjust_forward, to_traded
 from training.sources.base import SourceConfig, SourceContext
+from training.sources.market import Market, list_days
+from training.sources.restated import describe_restated, settle
+from training.sources.shelf import Fetched, Shelf
 
 Ticker = Annotated[
     str, StringConstraints(to_upper=True, pattern=r"^[A-Za-z0-9^][A-Za-z0-9.^=&_-]*$", max_length=40)
 ]
 
-PRICES = ["Open", "High", "Low", "Close", "Adj Close"]
-ACTIONS = ["Dividends", "Stock Splits"]
+PRICES = [*OHLC, "Adj Close"]
 LONGEST_WAIT = 60.0
-_FETCHED_AT = b"fetched_at"
+
+
+def _utc_now() -> datetime:
+    return datetime.now(UTC)
 
 
 class YahooSource(SourceConfig):
@@ -43,10 +46,10 @@ class YahooSource(SourceConfig):
     )
     start: date | None = Field(None, description="First date wanted. Default: all there is.")
     end: date | None = Field(None, description="First date no longer wanted. Default: up to now.")
-    adjust: bool = Field(
-        default=False,
-        description="Scale Open, High, Low and Close by Adj Close / Close, that is for dividends; Yahoo's prices "
-        "are adjusted for splits in any case.",
+    adjust: Literal["forward", "back", "none"] = Field(
+        "forward",
+        description="forward: as traded, times the factors of splits and dividends up to the session, so that "
+        "nothing later moves it. back: Yahoo's own, times Adj Close / Close. none: Yahoo's own, for later splits.",
     )
     on_failure: Literal["raise", "drop"] = Field(
         "raise", description="What one failed ticker does: raise fails them all, drop leaves it out and says so."
@@ -64,6 +67,7 @@ class YahooSource(SourceConfig):
     timeout_seconds: float = Field(10.0, gt=0, le=600, description="Time one answer may take.")
 
     _sleep: Callable[[float], None] = PrivateAttr(default=time.sleep)
+    _now: Callable[[], datetime] = PrivateAttr(default_factory=lambda: _utc_now)
 
     @field_validator("tickers")
     @classmethod
@@ -80,7 +84,7 @@ class YahooSource(SourceConfig):
         return self
 
     def load(self, context: SourceContext) -> pd.DataFrame:
-        """Return one row a session: prices, Volume, Dividends and Stock Splits; `ds` is the session's date.
+        """Return one row a session that is over: prices, Volume, Dividends, Stock Splits; `ds` is its date.
 
         Raises:
             SourceError: a ticker failed and `on_failure` is raise, or all failed; each is named with its reason.
@@ -90,7 +94,7 @@ class YahooSource(SourceConfig):
         failures: dict[str, str] = {}
         for ticker in self.tickers:
             try:
-                frames.append(self._to_long(ticker, self._obtain(ticker, wire, context), context))
+                frames.append(self._load_ticker(ticker, wire, context))
             except SourceError as error:
                 failures[ticker] = str(error)
         if failures and (self.on_failure == "raise" or not frames):
@@ -100,18 +104,34 @@ class YahooSource(SourceConfig):
             context.note(f"left out {ticker}: {reason}")
         return pd.concat(frames, ignore_index=True)
 
-    def _obtain(self, ticker: str, wire: "_Wire", context: SourceContext) -> "Fetched":
+    def _load_ticker(self, ticker: str, wire: "_Wire", context: SourceContext) -> pd.DataFrame:
+        shelf = Shelf(context.cache_dir / "yahoo", f"{ticker}_{self.start or 'first'}")
+        fetched = self._obtain(ticker, shelf, wire, context)
+        market, timezone = Market(context.freq), str(pd.DatetimeIndex(fetched.prices.index).tz)
+        market.require_time_zone(timezone)
+        sent = _by_session(fetched)
+        # All of it: the split of a session that is not over is in the prices before it already.
+        traded = to_traded(sent)
+        over = market.are_over(pd.DatetimeIndex(sent.index), timezone, fetched.at)
+        known = self._settle(ticker, shelf, traded[over], fetched.at, context)
+        frame = (
+            sent[over] if self.adjust != "forward" else adjust_forward(known)[[*OHLC, VOLUME, *ACTIONS, FACTOR]]
+        )
+        if self.adjust == "back":
+            frame[OHLC] = frame[OHLC].mul(frame["Adj Close"] / frame["Close"], axis=0)
+        return self._to_long(ticker, frame, market, context)
+
+    def _obtain(self, ticker: str, shelf: Shelf, wire: "_Wire", context: SourceContext) -> Fetched:
         """Return the copy on disk while it is young, what Yahoo sends now, or an old copy when Yahoo is away."""
-        shelf = Shelf(context.cache_dir / "yahoo", f"{ticker}_{self.start or 'first'}_{self.end or 'now'}")
         copy = shelf.read()
-        if copy is not None and copy.age() <= timedelta(hours=self.max_age_hours):
+        if copy is not None and self._age(copy) <= timedelta(hours=self.max_age_hours):
             return copy
         try:
             fetched = wire.fetch(ticker)
         except _UnreachableError as error:
             if copy is None:
                 raise
-            hours = copy.age() / timedelta(hours=1)
+            hours = self._age(copy) / timedelta(hours=1)
             context.note(f"{ticker}: {error}; used the copy fetched {hours:.1f} hours ago")
             return copy
         try:
@@ -120,38 +140,60 @@ class YahooSource(SourceConfig):
             context.note(f"{ticker}: what was fetched could not be kept: {error}")
         return fetched
 
-    def _to_long(self, ticker: str, fetched: "Fetched", context: SourceContext) -> pd.DataFrame:
-        frame = fetched.prices.join(fetched.actions[ACTIONS])
-        frame[ACTIONS] = frame[ACTIONS].fillna(0.0)
-        priced = frame[PRICES].notna().any(axis=1)
+    def _age(self, copy: Fetched) -> timedelta:
+        return self._now() - copy.at
+
+    def _settle(
+        self, ticker: str, shelf: Shelf, traded: pd.DataFrame, at: datetime, context: SourceContext
+    ) -> pd.DataFrame:
+        """Return what is known as traded, and say what this fetch restated of it."""
+        before = shelf.read_traded()
+        known, restated = settle(before, traded, at)
+        if restated:
+            context.note(f"{ticker}: {describe_restated(restated)}")
+        if before is None or not known.equals(before):
+            try:
+                shelf.write_traded(known, restated, at)
+            except OSError as error:
+                context.note(f"{ticker}: what is known as traded could not be kept: {error}")
+        return known
+
+    def _to_long(self, ticker: str, frame: pd.DataFrame, market: Market, context: SourceContext) -> pd.DataFrame:
+        if self.end is not None:
+            frame = frame[frame.index < pd.Timestamp(self.end)]
+        priced = frame[OHLC].notna().any(axis=1)
         if not priced.all():
             context.note(f"{ticker}: {(~priced).sum()} of {len(frame)} sessions came without prices, left out")
             frame = frame[priced]
-        if self.adjust:
-            ratio = frame["Adj Close"] / frame["Close"]
-            for column in ("Open", "High", "Low", "Close"):
-                frame[column] *= ratio
-        # The exchange's own midnight: the date on its wall is the session, whatever time UTC makes of it.
-        sessions = pd.DatetimeIndex(frame.index).tz_localize(None).normalize().as_unit("us")
-        frame = frame.set_axis(sessions).rename_axis("ds").reset_index()
+        strays = market.find_strays(pd.DatetimeIndex(frame.index))
+        if strays.any():
+            days = list_days(pd.DatetimeIndex(frame.index[strays]))
+            context.note(f"{ticker}: {days} left out: no session of {context.freq}")
+            frame = frame[~strays]
+        absent = market.find_absent(pd.DatetimeIndex(frame.index))
+        if len(absent):
+            context.note(
+                f"{ticker}: nothing came of {len(absent)} sessions of {context.freq}: {list_days(absent)}"
+            )
+        if frame.empty:
+            raise SourceError("no session with prices is left")
+        frame = frame.rename_axis("ds").reset_index()
         frame.insert(0, "unique_id", ticker)
         return frame
 
 
+def _by_session(fetched: Fetched) -> pd.DataFrame:
+    """Return prices and actions by the date of the session, ascending."""
+    frame = fetched.prices.join(fetched.actions[ACTIONS], how="outer")
+    frame[ACTIONS] = frame[ACTIONS].fillna(0.0)
+    frame[[*PRICES, VOLUME]] = frame[[*PRICES, VOLUME]].astype("float64")
+    # The exchange's own midnight: the date on its wall is the session, whatever time UTC makes of it.
+    frame.index = pd.DatetimeIndex(frame.index).tz_localize(None).normalize().as_unit("us")
+    return frame[~frame.index.duplicated(keep="last")].sort_index()
+
+
 class _UnreachableError(SourceError):
     """Yahoo gave no usable answer; it may later."""
-
-
-@dataclass(frozen=True)
-class Fetched:
-    """What Yahoo sent for one ticker, on the sessions of its exchange's time zone, and when."""
-
-    prices: pd.DataFrame
-    actions: pd.DataFrame
-    at: datetime
-
-    def age(self) -> timedelta:
-        return datetime.now(UTC) - self.at
 
 
 class _Wire:
@@ -197,7 +239,7 @@ class _Wire:
         history = yfinance.Ticker(ticker).history(
             period=None if config.start else "max",
             start=config.start and config.start.isoformat(),
-            end=config.end and config.end.isoformat(),
+            end=None,  # all later splits are in the prices, so all must be told
             auto_adjust=False,
             actions=True,
             keepna=True,
@@ -206,7 +248,7 @@ class _Wire:
         _validate_history(history)
         acted = (history[ACTIONS] != 0).any(axis=1)
         prices, actions = history[[*PRICES, "Volume"]], history.loc[acted, history.columns.difference(PRICES)]
-        return Fetched(prices, actions.drop(columns="Volume"), datetime.now(UTC))
+        return Fetched(prices, actions.drop(columns="Volume"), config._now())
 
 
 def _find_refusal(yfinance: ModuleType, error: Exception) -> str | None:
@@ -247,38 +289,3 @@ def _import_yfinance(cache_dir: Path) -> ModuleType:
         raise SourceError("the yahoo source needs yfinance: pip install hindcast[yahoo]") from error
     yfinance.set_tz_cache_location(str(cache_dir / "yfinance"))
     return yfinance
-
-
-class Shelf:
-    """Two Parquet files with what was fetched for one request: its prices and, beside them, its actions."""
-
-    def __init__(self, folder: Path, name: str) -> None:
-        self._folder = folder
-        self._prices = folder / f"{name}.prices.parquet"
-        self._actions = folder / f"{name}.actions.parquet"
-
-    def read(self) -> Fetched | None:
-        """Return what was kept; nothing if there is none, or it is damaged or of two fetches."""
-        try:
-            prices, actions = (pyarrow.parquet.read_table(path) for path in (self._prices, self._actions))
-            at = datetime.fromisoformat(prices.schema.metadata[_FETCHED_AT].decode())
-            if actions.schema.metadata[_FETCHED_AT] != prices.schema.metadata[_FETCHED_AT]:
-                return None
-            return Fetched(prices.to_pandas().set_index("Date"), actions.to_pandas().set_index("Date"), at)
-        except (pa.ArrowException, OSError, KeyError, TypeError, ValueError):
-            return None
-
-    def write(self, fetched: Fetched) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        mark = {_FETCHED_AT: fetched.at.isoformat().encode()}
-        for path, frame in ((self._prices, fetched.prices), (self._actions, fetched.actions)):
-            unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-            pyarrow.parquet.write_table(_to_table(frame).replace_schema_metadata(mark), unfinished)
-            unfinished.replace(path)
-
-
-def _to_table(frame: pd.DataFrame) -> pa.Table:
-    """Return the frame with its sessions as a column Date in their time zone."""
-    sessions = pd.DatetimeIndex(frame.index).as_unit("us")
-    dates = pa.array(sessions.asi8, pa.timestamp("us", tz=str(sessions.tz)))
-    return pa.Table.from_pandas(frame.reset_index(drop=True)).add_column(0, "Date", dates)

@@ -26,7 +26,7 @@ def test_a_model_tells_what_it_needs_and_what_it_gives(
         "level": [80.0, 95.0],
         "max_level": 95.0,
         "transform": "none",
-        "covariates": {"past": [], "future": [], "static": {}, "calendar": [], "country": None},
+        "covariates": {"past": [], "prices": [], "future": [], "static": {}, "calendar": [], "country": None},
         "failure": None,
     }
 

@@ -211,12 +211,12 @@ def test_tickers_become_series_on_session_dates(yahoo: Yahoo, job: Job) -> None:
 
     frame = job.load("aapl", "MSFT")
 
-    prices = ["Open", "High", "Low", "Close", "Adj Close", "Volume"]
-    assert list(frame.columns) == ["unique_id", "ds", *prices, "Dividends", "Stock Splits"]
+    prices = ["Open", "High", "Low", "Close", "Volume"]
+    assert list(frame.columns) == ["unique_id", "ds", *prices, "Dividends", "Stock Splits", "Factor"]
     assert frame["ds"].dt.strftime("%Y-%m-%d").tolist() == SESSIONS * 2
     assert frame["ds"].dtype == "datetime64[us]"
     assert frame["Close"].tolist() == [1, 2, 3, 4, 5, 6, 7, 8]
-    assert frame["Adj Close"].tolist() == [0.5, 1, 1.5, 2, 2.5, 3, 3.5, 4]
+    assert frame["Factor"].tolist() == [1] * 8
     panel = build_panel(frame.rename(columns={"Close": "y"}), "XNYS")
     assert panel.unique_ids == ("AAPL", "MSFT")
     assert panel.quality[0].n_missing == 0
@@ -236,24 +236,25 @@ def test_dates_are_those_of_the_exchange_and_not_of_utc(yahoo: Yahoo, job: Job) 
     assert frame["ds"].dt.strftime("%Y-%m-%d").tolist() == ["2024-06-27", "2024-06-28", "2024-07-01", "2024-07-02"]
 
 
-def test_splits_and_dividends_stand_beside_prices_that_stay_raw(yahoo: Yahoo, job: Job) -> None:
+def test_yahoos_own_prices_stand_as_they_came_beside_splits_and_dividends(yahoo: Yahoo, job: Job) -> None:
     events = {
         "dividends": {"1": {"amount": 0.25, "date": _moment("2024-06-28")}},
         "splits": {"2": {"date": _moment("2024-07-01"), "numerator": 10.0, "denominator": 1.0}},
     }
     yahoo.answers = {"NVDA": [_chart("NVDA", [10, 20, 30, 40], events=events)]}
 
-    frame = job.load("NVDA")
+    frame = job.load("NVDA", adjust="none")
 
     assert frame["Dividends"].tolist() == [0, 0.25, 0, 0]
     assert frame["Stock Splits"].tolist() == [0, 0, 10, 0]
     assert frame["Close"].tolist() == [10, 20, 30, 40]
+    assert frame["Adj Close"].tolist() == [5, 10, 15, 20]
 
 
 def test_adjusting_scales_prices_on_the_way_out_and_keeps_them_raw_on_disk(yahoo: Yahoo, job: Job) -> None:
     yahoo.answers = {"AAPL": [_chart("AAPL", [10, 20, 30, 40])]}
-    assert job.load("AAPL", adjust=True)["Open"].tolist() == [5, 10, 15, 20]
-    assert job.load("AAPL")["Open"].tolist() == [10, 20, 30, 40]
+    assert job.load("AAPL", adjust="back")["Open"].tolist() == [5, 10, 15, 20]
+    assert job.load("AAPL", adjust="none")["Open"].tolist() == [10, 20, 30, 40]
     assert yahoo.prices_asked("AAPL") == 1
 
 
@@ -455,7 +456,8 @@ def test_a_cache_that_cannot_be_written_costs_the_copy_and_not_the_data(yahoo: Y
     yahoo.answers = {"AAPL": [_chart("AAPL", [1, 2, 3, 4])]}
     job.context.cache_dir.write_text("a file where a folder should be")
     assert job.load("AAPL")["Close"].tolist() == [1, 2, 3, 4]
-    assert job.notes[-1].startswith("AAPL: what was fetched could not be kept")
+    assert job.notes[0].startswith("AAPL: what was fetched could not be kept")
+    assert job.notes[1].startswith("AAPL: what is known as traded could not be kept")
 
 
 def test_prices_and_actions_of_two_fetches_are_no_copy(yahoo: Yahoo, job: Job) -> None:

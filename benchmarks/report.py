@@ -82,17 +82,34 @@ def add_common_arguments(parser: ArgumentParser) -> None:
     )
 
 
-def finish(report: Report, name: str, argv: Sequence[str], out: Path | None) -> None:
-    """Print the table, with the machine and the versions under it, and write the JSON where asked for."""
+def finish(report: Report, name: str, argv: Sequence[str], out: Path | None, *, wide: bool = False) -> None:
+    """Print the table, with the machine and the versions under it, and write the JSON where asked for.
+
+    Args:
+        report: what was found.
+        name: of the benchmark.
+        argv: its arguments.
+        out: where the JSON goes.
+        wide: print a table a case, with a column for each system.
+    """
     content = report.to_dict(render_command(name, argv))
-    print_report(report.rows, content["meta"])
+    print_report(tabulate_wide(report.rows) if wide else [tabulate(report.rows)], content["meta"])
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(content, indent=2) + "\n")
 
 
-def print_report(rows: Iterable[Row], meta: object) -> None:
-    """Print rows as a table, a case after the other."""
+def print_report(tables: Iterable[Table], meta: object) -> None:
+    """Print tables, and what they came about with."""
+    console = Console()
+    console = console if console.is_terminal else Console(width=160)
+    for table in tables:
+        console.print(table)
+    console.print_json(json.dumps(meta))
+
+
+def tabulate(rows: Iterable[Row]) -> Table:
+    """Return one table of all rows, a case after the other."""
     table = Table("case", "system", "metric")
     table.add_column("value", justify="right")
     previous = None
@@ -101,10 +118,23 @@ def print_report(rows: Iterable[Row], meta: object) -> None:
             table.add_section()
         table.add_row("" if row.case == previous else row.case, row.system, row.metric, format_value(row.value))
         previous = row.case
-    console = Console()
-    console = console if console.is_terminal else Console(width=160)
-    console.print(table)
-    console.print_json(json.dumps(meta))
+    return table
+
+
+def tabulate_wide(rows: Sequence[Row]) -> list[Table]:
+    """Return a table a case: a line for each metric, a column for each system."""
+    tables = []
+    for case in dict.fromkeys(row.case for row in rows):
+        found = {(row.metric, row.system): row.value for row in rows if row.case == case}
+        systems = list(dict.fromkeys(system for _, system in found))
+        table = Table("", title=case)
+        for system in systems:
+            table.add_column(system, justify="right")
+        for metric in dict.fromkeys(metric for metric, _ in found):
+            values = (found.get((metric, system)) for system in systems)
+            table.add_row(metric, *("" if value is None else format_value(value) for value in values))
+        tables.append(table)
+    return tables
 
 
 def format_value(value: float) -> str:

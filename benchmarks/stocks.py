@@ -21,7 +21,6 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from training.confidence_set import model_confidence_set
 
 from benchmarks.recipes import STOCKS, STOCKS_RECOMMENDED, Recipe
 from benchmarks.report import OURS, Report, build_parser, finish, say
@@ -32,6 +31,7 @@ from forecasting.forecaster import Forecaster
 from forecasting.panel import Columns, Panel
 from forecasting.spec import CovariatesSpec, ForecasterSpec
 from training import risk
+from training.confidence_set import model_confidence_set
 from training.econometrics import RIVALS, forecast_rival
 from training.fit import fit, pick_device
 from training.metrics import crps_each
@@ -50,6 +50,8 @@ YEAR = 252
 VALIDATION_SHARE = 0.2
 LEAST_KNOWN = 300
 """Returns of a share that have to be known before it is asked for."""
+LEAST_BEFORE = 500
+"""Sessions before the first that is forecast: windows of a year, and some of them to choose by."""
 RISKS = (0.01, 0.05)
 RANGES = ("parkinson", "garman_klass")
 
@@ -97,7 +99,7 @@ def main(argv: Sequence[str]) -> None:
     said = ask_everyone(shares, test, arguments)
     report = Report()
     add_scores(report, describe(shares, test), shares, test, said)
-    finish(report, "stocks", argv, arguments.out)
+    finish(report, "stocks", argv, arguments.out, wide=True)
 
 
 def load(arguments: Namespace) -> Shares:
@@ -121,10 +123,10 @@ def plan(shares: Shares, arguments: Namespace) -> Test:
     first = (
         len(sessions) - tested if asked_from is None else int(np.searchsorted(sessions, np.datetime64(asked_from)))
     )
-    if not 2 * LEAST_KNOWN <= first < len(sessions):
+    if not LEAST_BEFORE <= first < len(sessions):
         raise SystemExit(
             f"{len(sessions)} sessions, the first to forecast is number {first}: "
-            f"{2 * LEAST_KNOWN} have to come before it"
+            f"{LEAST_BEFORE} have to come before it"
         )
     return Test(np.arange(first - 1, len(sessions) - 1), arguments.refit_every)
 
@@ -275,8 +277,8 @@ def add_scores(report: Report, case: str, shares: Shares, test: Test, said: Mapp
     # Everyone is judged where everyone said something.
     known_NK = np.logical_and.reduce([np.isfinite(losses["CRPS"]) for losses in scored.values()])
     actual_NK = np.where(known_NK, actual_NK, np.nan)
-    report.add(case, "everyone", "shares", float(known_NK.any(axis=1).sum()))
-    report.add(case, "everyone", "forecasts", float(known_NK.sum()))
+    asked = f"{int(known_NK.any(axis=1).sum())} of {len(known_NK)} shares, {int(known_NK.sum())} forecasts"
+    say(f"everyone is judged on {asked}")
     for name, losses in scored.items():
         for metric, loss_NK in losses.items():
             if np.isfinite(loss_NK[known_NK]).all():

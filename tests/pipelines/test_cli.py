@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -262,11 +263,14 @@ def test_exit_codes_mean_what_the_docs_say(error: Exception, code: int) -> None:
 
 
 @pytest.mark.parametrize("command", ["train", "retrain", "backtest"])
-def test_ctrl_c_ends_a_training_with_nothing_left_half_done(command: str, job_file: Path, tmp_path: Path) -> None:
+def test_ctrl_c_ends_a_training_with_nothing_left_half_done(
+    command: str, job_file: Path, tmp_path: Path, lay_store: Callable[[Path], str]
+) -> None:
     """The real signal, to the real process, in the middle of an LSTM that would train for minutes."""
     endless = "hidden_size: 8, training: {max_epochs: 9999, patience: 9999}"
     job_file.write_text(job_file.read_text().replace("hidden_size: 8", endless))
     home = tmp_path / "home"
+    lay_store(home)
     arguments = [sys.executable, "-c", "from pipelines.cli import main; main()", command, str(job_file)]
     environment = {**os.environ, "HINDCAST_HOME": str(home), "PYTHONUNBUFFERED": "1"}
     with subprocess.Popen(

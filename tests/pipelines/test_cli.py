@@ -312,10 +312,19 @@ def test_a_registry_that_is_down_ends_with_its_own_code(tmp_path: Path) -> None:
     assert "did not answer" in result.stderr
 
 
-def test_a_setting_that_cannot_be_is_named(tmp_path: Path) -> None:
-    result = hindcast("models", HINDCAST_HOME=str(tmp_path / "home"), HINDCAST_TRAINING_THREADS="many")
+@pytest.mark.parametrize("command", [["models"], ["retrain", "no-such-job.yaml"], ["score"]])
+def test_a_setting_that_cannot_be_is_named_without_waiting_for_torch_or_mlflow(
+    command: list[str], tmp_path: Path
+) -> None:
+    shown = "print({'torch', 'mlflow'} & sys.modules.keys())"
+    code = f"import sys; from pipelines.cli import main\ntry: main()\nfinally: {shown}"
+    environment = {**os.environ, "HINDCAST_HOME": str(tmp_path / "home"), "HINDCAST_TRAINING_THREADS": "many"}
+    result = subprocess.run(
+        [sys.executable, "-c", code, *command], capture_output=True, text=True, env=environment, check=False
+    )
     assert result.returncode == 2
     assert "HINDCAST_TRAINING_THREADS" in result.stderr
+    assert result.stdout.strip() == "set()"
 
 
 def test_away_from_a_terminal_lines_are_plain(cli: CliRunner, job_file: Path) -> None:

@@ -6,12 +6,18 @@ from typing import NamedTuple
 from forecasting.spec import MLPSpec, NetworkSpec, RecurrentSpec, SegmentSpec
 from training.job import TrainingConfig
 
+QUICK_EPOCHS = 4
+
 
 class Recipe(NamedTuple):
     """An architecture, given a size, and its training settings."""
 
     network: Callable[[int], NetworkSpec]
     training: TrainingConfig
+
+    def quick(self) -> "Recipe":
+        """Return the same with so little training that it only shows whether it runs."""
+        return self._replace(training=self.training.model_copy(update={"max_epochs": QUICK_EPOCHS}))
 
 
 def _segment_size(input_size: int) -> int:

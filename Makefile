@@ -21,9 +21,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED)  ## Train two jobs on real data, promote, serve and forecast. ARGS=--once stops after it.
 	HINDCAST_HOME=.hindcast/demo $(BIN)/hindcast demo $(ARGS)
 
-# Many tests wait for processes they started: more workers than cores.
+# Many tests wait for processes they started: more workers than cores. Byte code is kept whatever the environment
+# says, or each of those processes would compile Hindcast anew.
 test: $(INSTALLED)  ## Run the whole test suite. ARGS are passed to pytest.
-	$(BIN)/python -m pytest --numprocesses 4 --dist worksteal $(ARGS)
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses 4 --dist worksteal $(ARGS)
 
 check: $(INSTALLED)  ## Formatting, lint and strict types.
 	$(BIN)/ruff format --check .

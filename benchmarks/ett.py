@@ -39,7 +39,6 @@ from training.windows import PanelTensors, Windows
 
 FloatArray = NDArray[np.float64]
 AT_ONCE = 1024
-QUICK_EPOCHS = 4
 Predict = Callable[[FloatArray, str], FloatArray]
 
 
@@ -162,7 +161,7 @@ def score_horizon(report: Report, task: Task, arguments: Namespace, seeds: int) 
     if arguments.model != "none":
         recipe = ETT_MODELS[arguments.model]
         if arguments.quick:
-            recipe = recipe._replace(training=recipe.training.model_copy(update={"max_epochs": QUICK_EPOCHS}))
+            recipe = recipe.quick()
         score_network(report, task, arguments.model, recipe, seeds)
 
 

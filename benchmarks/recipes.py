@@ -3,8 +3,10 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from forecasting.spec import EnsembleSpec, MLPSpec, NetworkSpec, RecurrentSpec, SegmentSpec, VolatilitySpec
+from forecasting.spec import MLPSpec, NetworkSpec, RecurrentSpec, SegmentSpec, VolatilitySpec
 from training.job import TrainingConfig
+
+QUICK_EPOCHS = 4
 
 
 class Recipe(NamedTuple):
@@ -12,6 +14,11 @@ class Recipe(NamedTuple):
 
     network: Callable[[int], NetworkSpec]
     training: TrainingConfig
+
+    def quick(self) -> "Recipe":
+        """Return the same with so little training that it only shows whether it runs."""
+        little = {"max_epochs": QUICK_EPOCHS, "members": 1}
+        return self._replace(training=self.training.model_copy(update=little))
 
 
 def _segment_size(input_size: int) -> int:
@@ -113,8 +120,7 @@ VOLATILITY = TrainingConfig(
 
 
 def _volatility(kind: str) -> Callable[[int], NetworkSpec]:
-    member = VolatilitySpec.model_validate({"kind": kind, "input_size": 250})
-    return lambda _: EnsembleSpec(n_members=VOLATILITY.members, member=member)
+    return lambda input_size: VolatilitySpec.model_validate({"kind": kind, "input_size": input_size})
 
 
 STOCKS_RECOMMENDED = "volatility_lstm"
@@ -122,4 +128,4 @@ STOCKS_RECOMMENDED = "volatility_lstm"
 STOCKS: dict[str, Recipe] = {
     kind: Recipe(_volatility(kind), VOLATILITY) for kind in ("volatility_lstm", "volatility_gru", "volatility_rnn")
 }
-"""Architectures for the densities of returns."""
+"""Architectures for the densities of returns, given the sessions they see."""

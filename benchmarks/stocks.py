@@ -29,7 +29,7 @@ from forecasting.calendar import parse_freq
 from forecasting.errors import TrainingError
 from forecasting.forecaster import Forecaster
 from forecasting.panel import Columns, Panel
-from forecasting.spec import CovariatesSpec, ForecasterSpec
+from forecasting.spec import CovariatesSpec, EnsembleSpec, ForecasterSpec
 from training import risk
 from training.confidence_set import model_confidence_set
 from training.econometrics import RIVALS, forecast_rival
@@ -142,7 +142,8 @@ def ask_everyone(shares: Shares, test: Test, arguments: Namespace) -> dict[str, 
     """Return what each system says of each share."""
     said: dict[str, list[Said]] = {}
     if arguments.model != "none":
-        said[f"{OURS} {arguments.model}"] = ask_network(shares, test, STOCKS[arguments.model], arguments)
+        recipe = STOCKS[arguments.model].quick() if arguments.quick else STOCKS[arguments.model]
+        said[f"{OURS} {arguments.model}"] = ask_network(shares, test, recipe, arguments)
     for name in arguments.rivals:
         began = time.perf_counter()
         said[name] = [ask_rival(name, shares, n, test, arguments.seed) for n in range(len(shares.names))]
@@ -215,7 +216,10 @@ def as_panel(shares: Shares) -> Panel:
 
 
 def build_spec(recipe: Recipe) -> ForecasterSpec:
-    """Return what is forecast: one step of the log return."""
+    """Return what is forecast: one step of the log return, by the mean of several networks."""
+    network, members = recipe.network(YEAR), recipe.training.members
+    if members > 1:
+        network = EnsembleSpec.model_validate({"n_members": members, "member": network})
     return ForecasterSpec(
         name="stocks",
         freq="D",
@@ -225,7 +229,7 @@ def build_spec(recipe: Recipe) -> ForecasterSpec:
         level=(90.0, 98.0),
         transform="log_return",
         covariates=CovariatesSpec(past=RANGES),
-        network=recipe.network(1),
+        network=network,
     )
 
 
@@ -236,8 +240,6 @@ def fit_network(known: Panel, spec: ForecasterSpec, recipe: Recipe, arguments: N
     train = Windows(tensors, spec.input_size, 1, 0, border - 1)
     validation = Windows(tensors, spec.input_size, 1, border, known.n_steps)
     config = recipe.training.model_copy(update={"seed": arguments.seed})
-    if arguments.quick:
-        config = config.model_copy(update={"max_epochs": 2, "members": 1})
     return Forecaster(spec, fit(spec, config, train, validation).network)
 
 

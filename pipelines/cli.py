@@ -3,9 +3,11 @@
 Exit codes: 0 done; 1 something failed; 2 wrong usage, job file or input; 3 a source, the registry or the ledger
 did not answer; 4 no such model, version or alias; 130 interrupted.
 
-Torch and MLflow take seconds to import, so a command imports what it runs when it runs: `--help` is at once.
+Torch and MLflow take seconds to import, so a command imports what it runs when it runs, and reads its settings
+before: `--help` and a setting that cannot be are at once.
 """
 
+import gc
 import logging
 import sys
 from pathlib import Path
@@ -47,6 +49,10 @@ EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (
 
 EXIT_INTERRUPTED = 130
 
+YOUNG_OBJECTS = 20_000
+"""New objects that make the garbage collector look. What a command imports is a million objects that stay; at 700,
+Python's own number, looking at them again and again is a quarter of its start."""
+
 JobFile = Annotated[Path, typer.Argument(metavar="JOB", help="A job file, such as jobs/co2.yaml.")]
 JobFiles = Annotated[
     list[Path] | None, typer.Argument(metavar="[JOB]...", help="Job files, such as jobs/co2.yaml.")
@@ -67,6 +73,7 @@ def exit_code_of(error: BaseException) -> int:
 
 def main() -> None:
     """Run the command line; errors raised on purpose end it with one line and their exit code."""
+    gc.set_threshold(YOUNG_OBJECTS, *gc.get_threshold()[1:])
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     for chatty in ("mlflow", "alembic", "matplotlib", "dbos", "httpx", "optuna"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
@@ -106,9 +113,10 @@ def train_command(job: JobFile) -> None:
 
     Example: `hindcast train jobs/co2.yaml`
     """
+    settings = read_settings()
     from pipelines.commands import training
 
-    training.train_job(read_settings(), job)
+    training.train_job(settings, job)
 
 
 @app.command("backtest")
@@ -129,9 +137,10 @@ def backtest_command(
 
     Example: `hindcast backtest jobs/co2.yaml --out results`
     """
+    settings = read_settings()
     from pipelines.commands import training
 
-    training.backtest_jobs(read_settings(), jobs or [], folder, to, picture, cutoffs)
+    training.backtest_jobs(settings, jobs or [], folder, to, picture, cutoffs)
 
 
 @app.command("retrain")
@@ -155,9 +164,10 @@ def retrain_command(
 
     Example: `hindcast retrain jobs/sp500.yaml --key sp500-monday`
     """
+    settings = read_settings()
     from pipelines.commands import training
 
-    training.retrain_jobs(read_settings(), jobs or [], folder, key, force=force)
+    training.retrain_jobs(settings, jobs or [], folder, key, force=force)
 
 
 @app.command("runs")
@@ -173,9 +183,10 @@ def runs_command(
 
     Example: `hindcast runs sp500 --state failed`
     """
+    settings = read_settings()
     from pipelines.commands import training
 
-    training.list_runs(read_settings(), job, state, limit, as_json=as_json)
+    training.list_runs(settings, job, state, limit, as_json=as_json)
 
 
 @app.command("search")
@@ -193,9 +204,10 @@ def search_command(
 
     Example: `hindcast search jobs/co2.yaml --trials 50 --candidate lstm`
     """
+    settings = read_settings()
     from pipelines.commands import training
 
-    training.search_job(read_settings(), job, trials, candidate)
+    training.search_job(settings, job, trials, candidate)
 
 
 @app.command("ingest")
@@ -207,9 +219,10 @@ def ingest_command(job: JobFile) -> None:
 
     Example: `hindcast ingest jobs/co2.yaml`
     """
+    settings = read_settings()
     from pipelines.commands import feeding
 
-    feeding.ingest(read_settings(), job)
+    feeding.ingest(settings, job)
 
 
 Dataset = Annotated[str, typer.Option(help="The name the series are kept under in the ledger.")]
@@ -239,10 +252,11 @@ def watch_command(
 
     Example: `hindcast watch /data/inbox --dataset plant`
     """
+    settings = read_settings()
     from pipelines.commands import feeding
 
     layout = {"columns": columns, "static": static or [], "separator": separator, "decimal": decimal}
-    feeding.watch(read_settings(), folder, dataset, layout, poll, settle, once)
+    feeding.watch(settings, folder, dataset, layout, poll, settle, once)
 
 
 @app.command("bridge")
@@ -273,10 +287,11 @@ def bridge_command(
 
     Example: `hindcast bridge mqtt --dataset plant --topic "plant/{unique_id}/value" --every 10s`
     """
+    settings = read_settings()
     from pipelines.commands import feeding
 
     del kind
-    feeding.bridge(read_settings(), dataset, topic, broker, columns, epoch, every, client_id)
+    feeding.bridge(settings, dataset, topic, broker, columns, epoch, every, client_id)
 
 
 @app.command("worker")
@@ -287,9 +302,10 @@ def worker_command(
 
     Example: `HINDCAST_SCHEDULER_DB=postgresql://localhost/hindcast hindcast worker --jobs jobs`
     """
+    settings = read_settings()
     from pipelines.commands import training
 
-    training.run_worker(read_settings(), jobs)
+    training.run_worker(settings, jobs)
 
 
 @app.command("forecast")
@@ -316,12 +332,13 @@ def forecast_command(
 
     Example: `hindcast forecast co2 --input co2.csv --level 80 --output forecast.csv`
     """
+    settings = read_settings()
     from pipelines.commands import forecasts
 
     if batch:
-        forecasts.forecast_panel_in_parts(read_settings(), model, source, to, level, alias, part_rows)
+        forecasts.forecast_panel_in_parts(settings, model, source, to, level, alias, part_rows)
         return
-    forecasts.forecast_file(read_settings(), model, source, to, level, alias)
+    forecasts.forecast_file(settings, model, source, to, level, alias)
 
 
 @app.command("replay")
@@ -336,9 +353,10 @@ def replay_command(
 
     Example: `hindcast replay 0b0f6f5e-6f0c-4d2b-9a53-2f1f0d6c3c55`
     """
+    settings = read_settings()
     from pipelines.commands import forecasts
 
-    if not forecasts.replay_forecast(read_settings(), forecast_id, threads, device):
+    if not forecasts.replay_forecast(settings, forecast_id, threads, device):
         raise typer.Exit(1)
 
 
@@ -353,9 +371,10 @@ def issue_command(
 
     Example: `hindcast issue jobs/pumps.yaml`
     """
+    settings = read_settings()
     from pipelines.commands import forecasts
 
-    forecasts.issue_forecasts(read_settings(), job)
+    forecasts.issue_forecasts(settings, job)
 
 
 @app.command("score")
@@ -374,9 +393,10 @@ def score_command(
 
     Example: `hindcast score pumps --by step --retain 90`
     """
+    settings = read_settings()
     from pipelines.commands import forecasts
 
-    forecasts.score_forecasts(read_settings(), model, retain, by or [])
+    forecasts.score_forecasts(settings, model, retain, by or [])
 
 
 @app.command("check")
@@ -390,9 +410,10 @@ def check_command(
 
     Example: `hindcast check jobs/pumps.yaml --request`
     """
+    settings = read_settings()
     from pipelines.commands import forecasts
 
-    forecasts.check_job(read_settings(), job, request=request)
+    forecasts.check_job(settings, job, request=request)
 
 
 @app.command("tend")
@@ -404,9 +425,10 @@ def tend_command(jobs: JobFiles = None, folder: AllJobs = None) -> None:
 
     Example: `hindcast tend --all jobs`
     """
+    settings = read_settings()
     from pipelines.commands import forecasts
 
-    forecasts.tend_jobs(read_settings(), jobs or [], folder)
+    forecasts.tend_jobs(settings, jobs or [], folder)
 
 
 @app.command("models")
@@ -415,9 +437,10 @@ def models_command() -> None:
 
     Example: `hindcast models`
     """
+    settings = read_settings()
     from pipelines.commands import models
 
-    models.list_models(read_settings())
+    models.list_models(settings)
 
 
 @app.command("promote")
@@ -437,11 +460,12 @@ def promote_command(
 
     Example: `hindcast promote co2 3 --reason "sensor was replaced"`
     """
+    settings = read_settings()
     from pipelines.commands import models
     from pipelines.override import Override
 
     override = Override(reason, user, unrecorded=unrecorded)
-    models.promote_model(read_settings(), model, version, override, hold=hold)
+    models.promote_model(settings, model, version, override, hold=hold)
 
 
 @app.command("rollback")
@@ -452,10 +476,11 @@ def rollback_command(
 
     Example: `hindcast rollback co2 --reason "its intervals are too narrow"`
     """
+    settings = read_settings()
     from pipelines.commands import models
     from pipelines.override import Override
 
-    models.roll_back(read_settings(), model, Override(reason, user, unrecorded=unrecorded))
+    models.roll_back(settings, model, Override(reason, user, unrecorded=unrecorded))
 
 
 @app.command("trial")
@@ -467,9 +492,10 @@ def trial_command(job: JobFile) -> None:
 
     Example: `hindcast trial jobs/co2.yaml`
     """
+    settings = read_settings()
     from pipelines.commands import models
 
-    models.judge_job(read_settings(), job)
+    models.judge_job(settings, job)
 
 
 @app.command("decisions")
@@ -482,9 +508,10 @@ def decisions_command(
 
     Example: `hindcast decisions co2 --limit 5 --json`
     """
+    settings = read_settings()
     from pipelines.commands import models
 
-    models.list_decisions(read_settings(), model, limit, as_json=as_json)
+    models.list_decisions(settings, model, limit, as_json=as_json)
 
 
 @app.command("serve")
@@ -498,9 +525,10 @@ def serve_command(
 
     Example: `hindcast serve --port 8080`
     """
+    settings = read_settings()
     from pipelines.commands import serving
 
-    serving.serve(read_settings(), host, port)
+    serving.serve(settings, host, port)
 
 
 @app.command(
@@ -532,6 +560,7 @@ def demo_command(
 
     Example: `hindcast demo --once`
     """
+    settings = read_settings()
     from pipelines.demo import run_demo
 
-    run_demo(read_settings(), port=port, once=once)
+    run_demo(settings, port=port, once=once)

@@ -1,10 +1,17 @@
 """Fixtures every test may use: small data, small forecasters, and the services that may or may not be there."""
 
+import gc
 import os
 import secrets
+import shutil
 import socket
-from collections.abc import Iterator
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
+
+# Of this process and of those that tests start: where several share the cores, more threads wait for one another.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np
 import pandas as pd
@@ -19,6 +26,17 @@ from forecasting.spec import ForecasterSpec, MLPSpec, NetworkSpec, quantiles_for
 torch.set_num_threads(1)
 
 POSTGRES = os.environ.get("HINDCAST_TEST_POSTGRES", "postgresql://postgres@127.0.0.1:5432/postgres")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """Keep the garbage collector off while the tests are imported, and away from all that afterwards."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+        gc.freeze()
 
 
 def make_spec(network: NetworkSpec | None = None, **changes: object) -> ForecasterSpec:
@@ -58,6 +76,34 @@ def artifact(tmp_path: Path) -> Path:
     """A saved artefact of a small MLP."""
     save_artifact(make_forecaster(), tmp_path / "artifact")
     return tmp_path / "artifact"
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow store with nothing in it, one for all test processes: to make it takes MLflow a second."""
+    from forecasting.mlflow_registry import open_client
+
+    root = tmp_path_factory.getbasetemp()
+    path = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "empty-store" / "mlflow.db"
+    open_client(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture
+def lay_store(empty_store: Path) -> Callable[[Path], str]:
+    """Return a function that lays a new MLflow store into a folder, and returns its URI."""
+    from forecasting.mlflow_registry import artifact_root_of
+
+    def lay(folder: Path) -> str:
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "mlflow.db"
+        shutil.copyfile(empty_store, path)
+        uri = f"sqlite:///{path}"
+        with closing(sqlite3.connect(path)) as store, store:
+            store.execute("UPDATE experiments SET artifact_location = ?", [f"{artifact_root_of(uri)}/0"])
+        return uri
+
+    return lay
 
 
 def missing_service(reason: str) -> None:

@@ -187,7 +187,11 @@ def mlflow_process(
         *("--host", "127.0.0.1", "--port", str(port), "--allowed-hosts"),
         f"127.0.0.1:{port},127.0.0.1:{also_as or port}",
     ]
-    environment = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}
+    environment = {
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # what nobody asks for would be two more processes
+    }
     with running(command, folder / "mlflow.log", environment, cwd=folder) as process:
         yield f"http://127.0.0.1:{port}", process
 

@@ -1,21 +1,24 @@
 """The pictures of a backtest: interactive ones for MLflow, and a still one for documents.
 
-Each shows the newest forecast of one series, or the newest few, beside what happened.
+Each shows the newest forecast of one series, or the newest few, beside what happened. Matplotlib takes half a
+second to import, and only the still ones need it.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import matplotlib.figure
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-from matplotlib.axes import Axes
-from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 
 from forecasting.forecaster import format_level
 from forecasting.spec import EnsembleSpec, ForecasterSpec, SegmentSpec
 from training.backtest import Backtest
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 SHOWN_SEASONS = 3
 INK, FILL, TRUTH = "#1f5aa6", "31, 90, 166", "#333333"
@@ -111,8 +114,11 @@ def save_forecasts_picture(test: Backtest, title: str, path: Path, n_cutoffs: in
     _save_still(figure, path)
 
 
-def _still() -> tuple[matplotlib.figure.Figure, Axes]:
-    figure = matplotlib.figure.Figure(figsize=(9, 3.6), dpi=130, layout="constrained")
+def _still() -> "tuple[Figure, Axes]":
+    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.6), dpi=130, layout="constrained")
     axes = figure.subplots()
     axes.spines[["top", "right"]].set_visible(False)
     locator = AutoDateLocator(maxticks=10)  # type: ignore[no-untyped-call]
@@ -121,7 +127,7 @@ def _still() -> tuple[matplotlib.figure.Figure, Axes]:
     return figure, axes
 
 
-def _save_still(figure: matplotlib.figure.Figure, path: Path) -> None:
+def _save_still(figure: "Figure", path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
 
@@ -149,7 +155,7 @@ def _history_shown(spec: ForecasterSpec) -> int:
     return max(SHOWN_SEASONS * spec.season_length, 8 * spec.horizon)
 
 
-def _mark_segments(axes: Axes, spec: ForecasterSpec, shown: _Shown) -> None:
+def _mark_segments(axes: "Axes", spec: ForecasterSpec, shown: _Shown) -> None:
     """Draw a line where each segment begins, of the window and of the horizon, if the network cuts them."""
     network = spec.network.member if isinstance(spec.network, EnsembleSpec) else spec.network
     if not isinstance(network, SegmentSpec):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import t as student_t
+from scipy.special import stdtr
 
 FloatArray = NDArray[np.float64]
 
@@ -43,7 +43,7 @@ def diebold_mariano(loss_K: FloatArray, other_K: FloatArray, lags: int) -> float
     h = lags + 1
     correction = math.sqrt((count + 1 - 2 * h + h * (h - 1) / count) / count) if count + 1 > 2 * h else 0.0
     statistic = correction * float(difference_K.mean()) / math.sqrt(variance / count)
-    return float(2.0 * student_t.sf(abs(statistic), count - 1))
+    return float(2.0 * stdtr(count - 1, -abs(statistic)))
 
 
 FEW_SERIES = 10
@@ -108,7 +108,7 @@ def compare_losses(loss_KN: FloatArray, other_KN: FloatArray, lags: int, margin:
     if error <= 1e-12 * (abs(mean) + abs(margin)):
         return Comparison(mean, error, 1.0 if excess >= 0 else 0.0, n_cutoffs, n_series)
     correction = math.sqrt((n_cutoffs + 1 - 2 * h + h * (h - 1) / n_cutoffs) / n_cutoffs)
-    p_value = float(student_t.cdf(correction * excess / error, independent - 1))
+    p_value = float(stdtr(independent - 1, correction * excess / error))
     return Comparison(mean, error, p_value, n_cutoffs, n_series)
 
 

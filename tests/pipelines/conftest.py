@@ -1,5 +1,6 @@
 """A tiny job that trains in a second, and settings that keep everything in a temporary folder."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,10 @@ def job_file(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PipelineSettings:
+def settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lay_store: Callable[[Path], str]
+) -> PipelineSettings:
+    lay_store(tmp_path / "home")
     monkeypatch.setenv("HINDCAST_HOME", str(tmp_path / "home"))
     return PipelineSettings()
 

@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -262,11 +263,14 @@ def test_exit_codes_mean_what_the_docs_say(error: Exception, code: int) -> None:
 
 
 @pytest.mark.parametrize("command", ["train", "retrain", "backtest"])
-def test_ctrl_c_ends_a_training_with_nothing_left_half_done(command: str, job_file: Path, tmp_path: Path) -> None:
+def test_ctrl_c_ends_a_training_with_nothing_left_half_done(
+    command: str, job_file: Path, tmp_path: Path, lay_store: Callable[[Path], str]
+) -> None:
     """The real signal, to the real process, in the middle of an LSTM that would train for minutes."""
     endless = "hidden_size: 8, training: {max_epochs: 9999, patience: 9999}"
     job_file.write_text(job_file.read_text().replace("hidden_size: 8", endless))
     home = tmp_path / "home"
+    lay_store(home)
     arguments = [sys.executable, "-c", "from pipelines.cli import main; main()", command, str(job_file)]
     environment = {**os.environ, "HINDCAST_HOME": str(home), "PYTHONUNBUFFERED": "1"}
     with subprocess.Popen(
@@ -308,10 +312,19 @@ def test_a_registry_that_is_down_ends_with_its_own_code(tmp_path: Path) -> None:
     assert "did not answer" in result.stderr
 
 
-def test_a_setting_that_cannot_be_is_named(tmp_path: Path) -> None:
-    result = hindcast("models", HINDCAST_HOME=str(tmp_path / "home"), HINDCAST_TRAINING_THREADS="many")
+@pytest.mark.parametrize("command", [["models"], ["retrain", "no-such-job.yaml"], ["score"]])
+def test_a_setting_that_cannot_be_is_named_without_waiting_for_torch_or_mlflow(
+    command: list[str], tmp_path: Path
+) -> None:
+    shown = "print({'torch', 'mlflow'} & sys.modules.keys())"
+    code = f"import sys; from pipelines.cli import main\ntry: main()\nfinally: {shown}"
+    environment = {**os.environ, "HINDCAST_HOME": str(tmp_path / "home"), "HINDCAST_TRAINING_THREADS": "many"}
+    result = subprocess.run(
+        [sys.executable, "-c", code, *command], capture_output=True, text=True, env=environment, check=False
+    )
     assert result.returncode == 2
     assert "HINDCAST_TRAINING_THREADS" in result.stderr
+    assert result.stdout.strip() == "set()"
 
 
 def test_away_from_a_terminal_lines_are_plain(cli: CliRunner, job_file: Path) -> None:

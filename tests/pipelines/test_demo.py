@@ -1,6 +1,7 @@
 """The demo: what it checks before it trains."""
 
 import socket
+from pathlib import Path
 
 import pytest
 
@@ -9,7 +10,8 @@ from pipelines.demo import run_demo
 from pipelines.settings import PipelineSettings
 
 
-def test_a_port_that_is_taken_is_refused_before_the_training(settings: PipelineSettings) -> None:
+def test_a_port_that_is_taken_is_refused_before_the_training(tmp_path: Path) -> None:
+    settings = PipelineSettings(home=tmp_path / "home")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

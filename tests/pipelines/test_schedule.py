@@ -7,7 +7,7 @@ scheduler itself does (a backfill), instead of waiting for a clock.
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -34,6 +34,12 @@ from training.tracking import Tracker
 BASELINES = ("naive", "seasonal_naive", "drift", "ridge")
 NEVER = "0 0 1 1 *"
 """Once a year: these tests bring their own ticks."""
+
+
+@pytest.fixture(autouse=True)
+def store(tmp_path: Path, lay_store: Callable[[Path], str]) -> str:
+    """MLflow's store in the home of every process here, made beforehand."""
+    return lay_store(tmp_path)
 
 
 def worker(home: Path, log: str = "worker.log", **environment: str) -> AbstractContextManager[Process]:

@@ -1,6 +1,7 @@
 """Series are laid out on the model's calendar by the rules of `forecasting`."""
 
 from datetime import UTC, datetime
+from functools import cache
 
 import numpy as np
 import pandas as pd
@@ -20,17 +21,15 @@ from tests.service.conftest import build_forecaster
 FREQS = ["h", "15min", "D", "W", "W-WED", "MS", "ME", "2MS", "QE", "B", "XNYS", "XLON", "7h", "2D"]
 
 
+@cache
 def loaded(freq: str) -> LoadedModel:
     forecaster = build_forecaster("pump", freq)
     return LoadedModel("pump", "1", "champion", "d", datetime.now(UTC), forecaster, parse_freq(freq), "plant", "y")
 
 
-MODELS = {freq: loaded(freq) for freq in FREQS}
-
-
 def ask(freq: str, *series: SeriesHistory, h: int | None = None, **limits: int) -> Prepared:
     request = ForecastRequest.model_construct(model="pump", h=h, level=None, series=list(series), fallback=False)
-    return prepare(request, MODELS[freq], ServiceSettings(**limits))
+    return prepare(request, loaded(freq), ServiceSettings(**limits))
 
 
 def grid_of(freq: str, periods: int, skip: int) -> pd.DatetimeIndex:

@@ -13,7 +13,7 @@ N shares, T sessions, K test cutoffs, Q quantiles.
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,26 +24,21 @@ from numpy.typing import NDArray
 
 from benchmarks.recipes import STOCKS, STOCKS_RECOMMENDED, Recipe
 from benchmarks.report import OURS, Report, build_parser, finish, say
+from benchmarks.return_scores import QUANTILES, Said, add_scores
 from benchmarks.share_prices import Shares, load_file, load_folder, load_sample
 from forecasting.calendar import parse_freq
 from forecasting.errors import TrainingError
 from forecasting.forecaster import Forecaster
 from forecasting.panel import Columns, Panel
 from forecasting.spec import CovariatesSpec, EnsembleSpec, ForecasterSpec
-from training import risk
-from training.confidence_set import model_confidence_set
 from training.econometrics import RIVALS, forecast_rival
 from training.fit import fit, pick_device
-from training.metrics import crps_each
-from training.significance import compare_losses, diebold_mariano
 from training.skewed_t import SkewedT
-from training.verdict import verdict
 from training.windows import PanelTensors, Windows
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
-QUANTILES = tuple(round(0.005 * i, 3) for i in range(1, 200))
 SAMPLE_TEST = "2015-01-01"
 TEST_SHARE, MOST_TESTED = 0.4, 1006
 YEAR = 252
@@ -52,16 +47,7 @@ LEAST_KNOWN = 300
 """Returns of a share that have to be known before it is asked for."""
 LEAST_BEFORE = 500
 """Sessions before the first that is forecast: windows of a year, and some of them to choose by."""
-RISKS = (0.01, 0.05)
 RANGES = ("parkinson", "garman_klass")
-
-
-class Said(NamedTuple):
-    """What one system says of one share's next return, at each of its cutoffs, in percent."""
-
-    quantiles_KQ: FloatArray
-    variance_K: FloatArray
-    density: SkewedT | None
 
 
 class Test(NamedTuple):
@@ -98,7 +84,8 @@ def main(argv: Sequence[str]) -> None:
     test = plan(shares, arguments)
     said = ask_everyone(shares, test, arguments)
     report = Report()
-    add_scores(report, describe(shares, test), shares, test, said)
+    actual_NK = np.stack([next_returns(shares, n, test) for n in range(len(shares.names))])
+    add_scores(report, describe(shares, test), said, actual_NK)
     finish(report, "stocks", argv, arguments.out, wide=True)
 
 
@@ -179,6 +166,14 @@ def askable(shares: Shares, n: int, test: Test) -> IntArray:
     enough_K = np.cumsum(known_T)[test.cutoff_K] >= LEAST_KNOWN
     asked_K: IntArray = test.cutoff_K[enough_K & known_T[test.cutoff_K] & known_T[test.cutoff_K + 1]]
     return asked_K
+
+
+def next_returns(shares: Shares, n: int, test: Test) -> FloatArray:
+    """Return what happened after each cutoff, NaN where nobody is asked."""
+    return_K = np.full(len(test.cutoff_K), np.nan)
+    cutoff_K = askable(shares, n, test)
+    return_K[np.searchsorted(test.cutoff_K, cutoff_K)] = shares.returns[n][cutoff_K + 1]
+    return return_K
 
 
 def _spread(density: SkewedT, place_K: IntArray, n: int) -> SkewedT:
@@ -270,139 +265,6 @@ def _join(parts: Sequence[Said]) -> Said:
         np.concatenate([part.variance_K for part in parts]),
         density,
     )
-
-
-def add_scores(report: Report, case: str, shares: Shares, test: Test, said: Mapping[str, list[Said]]) -> None:
-    """Add every score of every system, and how sure it is that the network differs from each other."""
-    actual_NK = np.stack([_next_returns(shares, n, test) for n in range(len(shares.names))])
-    scored = {name: _losses(each, actual_NK) for name, each in said.items()}
-    # Everyone is judged where everyone said something.
-    known_NK = np.logical_and.reduce([np.isfinite(losses["CRPS"]) for losses in scored.values()])
-    actual_NK = np.where(known_NK, actual_NK, np.nan)
-    asked = f"{int(known_NK.any(axis=1).sum())} of {len(known_NK)} shares, {int(known_NK.sum())} forecasts"
-    say(f"everyone is judged on {asked}")
-    for name, losses in scored.items():
-        for metric, loss_NK in losses.items():
-            if np.isfinite(loss_NK[known_NK]).all():
-                report.add(case, name, metric, _mean_over_shares(loss_NK, known_NK))
-        _add_risk(report, case, name, said[name], actual_NK)
-    _add_comparisons(report, case, scored, known_NK)
-    ours = next((name for name in said if name.startswith(OURS)), None)
-    if ours is not None and len(said) > 1:
-        say(judge(ours, scored, said[ours], actual_NK))
-
-
-def _next_returns(shares: Shares, n: int, test: Test) -> FloatArray:
-    """Return what happened after each cutoff, NaN where nobody is asked."""
-    return_K = np.full(len(test.cutoff_K), np.nan)
-    cutoff_K = askable(shares, n, test)
-    return_K[np.searchsorted(test.cutoff_K, cutoff_K)] = shares.returns[n][cutoff_K + 1]
-    return return_K
-
-
-def _losses(each: Sequence[Said], actual_NK: FloatArray) -> dict[str, FloatArray]:
-    """Return the `(N, K)` losses of a system by score; NaN where it said nothing."""
-    parts = [_losses_of_one(said, actual_K) for said, actual_K in zip(each, actual_NK, strict=True)]
-    return {metric: np.stack([part[metric] for part in parts]) for metric in parts[0]}
-
-
-def _losses_of_one(said: Said, actual_K: FloatArray) -> dict[str, FloatArray]:
-    nothing_K = np.full(len(actual_K), np.nan)
-    each = {
-        "CRPS": crps_each(actual_K[:, None], said.quantiles_KQ[:, None], QUANTILES)[:, 0],
-        "QLIKE": risk.qlike_each(actual_K, said.variance_K),
-        "log score": nothing_K if said.density is None else risk.log_score_each(actual_K, said.density),
-    }
-    for p in RISKS:
-        each[f"pinball {p:.0%}"] = risk.pinball_each(actual_K, said.quantiles_KQ[:, QUANTILES.index(p)], p)
-    low_K, high_K = (said.quantiles_KQ[:, QUANTILES.index(p)] for p in (0.05, 0.95))
-    inside_K = ((low_K <= actual_K) & (actual_K <= high_K)).astype(np.float64)
-    each["coverage of the 90 % interval"] = np.where(np.isfinite(low_K), inside_K, np.nan)
-    return each
-
-
-def _mean_over_shares(loss_NK: FloatArray, known_NK: NDArray[np.bool_]) -> float:
-    """Return the mean over shares of the mean of each."""
-    asked_N = known_NK.any(axis=1)
-    means_N = np.where(known_NK, loss_NK, 0.0).sum(axis=1)[asked_N] / known_NK.sum(axis=1)[asked_N]
-    return float(means_N.mean())
-
-
-def _add_risk(report: Report, case: str, name: str, each: Sequence[Said], actual_NK: FloatArray) -> None:
-    """Add the back-tests of the value at risk: of one share their p, of several the share of those that pass."""
-    for p in RISKS:
-        at, column = f"VaR {p:.0%}", QUANTILES.index(p)
-        hits = [
-            risk.hits_below(actual_K, said.quantiles_KQ[:, column])[np.isfinite(actual_K)]
-            for said, actual_K in zip(each, actual_NK, strict=True)
-            if np.isfinite(actual_K).any()
-        ]
-        tests = {
-            "Kupiec p": [risk.kupiec(hits_K, p) for hits_K in hits],
-            "Christoffersen independence p": [risk.christoffersen_independence(hits_K) for hits_K in hits],
-            "Christoffersen conditional p": [risk.christoffersen_conditional(hits_K, p) for hits_K in hits],
-        }
-        report.add(case, name, f"{at}, share of days below", float(np.mean([hits_K.mean() for hits_K in hits])))
-        for title, values in tests.items():
-            if len(values) == 1:
-                report.add(case, name, f"{at}, {title}", values[0])
-            else:
-                report.add(
-                    case, name, f"{at}, shares with {title} > 0.05", float(np.mean(np.array(values) > 0.05))
-                )
-
-
-def _add_comparisons(
-    report: Report, case: str, scored: Mapping[str, Mapping[str, FloatArray]], known_NK: NDArray[np.bool_]
-) -> None:
-    """Add the network's p against each rival (Diebold-Mariano), and everyone's in the model confidence set."""
-    ours = next((name for name in scored if name.startswith(OURS)), None)
-    for metric in ("CRPS", "QLIKE"):
-        losses = {name: np.where(known_NK, each[metric], np.nan) for name, each in scored.items()}
-        for name, loss_NK in losses.items():
-            if ours is not None and name != ours:
-                report.add(
-                    case, f"{ours} against {name}", f"{metric}, difference", _difference(losses[ours], loss_NK)
-                )
-                p_value = compare(losses[ours], loss_NK)
-                report.add(case, f"{ours} against {name}", f"{metric}, Diebold-Mariano p", p_value)
-        if len(losses) > 1:
-            daily = {name: _daily_means(loss_NK) for name, loss_NK in losses.items()}
-            for name, p_value in model_confidence_set(daily, alpha=0.1).p_values.items():
-                report.add(case, name, f"{metric}, model confidence set p", p_value)
-
-
-def judge(
-    ours: str, scored: Mapping[str, Mapping[str, FloatArray]], said: Sequence[Said], actual_NK: FloatArray
-) -> str:
-    """Return in one sentence whether the network has skill."""
-    known_NK = np.isfinite(actual_NK)
-    losses = {
-        metric: {name: np.where(known_NK, each[metric], np.nan).T for name, each in scored.items()}
-        for metric in ("CRPS", "QLIKE")
-    }
-    mean_NK = np.stack([one.density.location for one in said if one.density is not None])
-    found = verdict(ours, losses["CRPS"], qlike=losses["QLIKE"], returns_KN=actual_NK.T, mean_KN=mean_NK.T)
-    return found.sentence
-
-
-def _difference(loss_NK: FloatArray, other_NK: FloatArray) -> float:
-    return float(np.nanmean(np.nanmean(loss_NK - other_NK, axis=1)))
-
-
-def compare(loss_NK: FloatArray, other_NK: FloatArray) -> float:
-    """Return the two-sided p that both are equally good; days are clusters where there are several shares."""
-    if len(loss_NK) == 1:
-        return diebold_mariano(loss_NK[0], other_NK[0], lags=0)
-    one_sided = compare_losses(loss_NK.T, other_NK.T, lags=0).p_value
-    return 2.0 * min(one_sided, 1.0 - one_sided)
-
-
-def _daily_means(loss_NK: FloatArray) -> FloatArray:
-    asked_K = np.isfinite(loss_NK).any(axis=0)
-    means_K = np.full(loss_NK.shape[1], np.nan)
-    means_K[asked_K] = np.nanmean(loss_NK[:, asked_K], axis=0)
-    return means_K
 
 
 if __name__ == "__main__":

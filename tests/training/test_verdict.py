@@ -139,6 +139,9 @@ def test_an_infinite_loss_is_never_skill() -> None:
     found = verdict("net", losses)
     assert found.skill == ()
     assert "CRPS inf against" in found.sentence
+    # What is left without that cutoff is no test of either.
+    assert found.findings[0].p_value == 1.0
+    assert not found.findings[0].worse
 
 
 def test_a_rival_without_losses_is_not_compared_and_one_with_some_is_where_it_has_them() -> None:

@@ -1,6 +1,8 @@
 """Rivals: known figures, nothing from the future, and an answer whatever the prices did."""
 
+import re
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -10,7 +12,16 @@ from numpy.typing import NDArray
 
 from forecasting.errors import TrainingError
 from tests.training.test_garch import clustered
-from training.econometrics import RIVALS, RivalForecast, forecast_rival, has_density
+from training.econometrics import (
+    FEWEST_RETURNS,
+    HISTORICAL_WINDOW,
+    RIVALS,
+    RivalForecast,
+    forecast_rival,
+    has_density,
+)
+from training.garch import DECAY, FEWEST_TO_FIT, PATHS, VARIANCE_FLOOR
+from training.har import sessions_needed
 from training.metrics import pinball
 from training.skewed_t import SkewedT
 
@@ -306,3 +317,19 @@ def test_har_takes_ranges_and_a_stranger_is_refused() -> None:
 def test_cutoffs_out_of_order_or_of_the_data_are_refused(cutoffs: list[int], first_fit: int | None) -> None:
     with pytest.raises(TrainingError, match="cutoffs must ascend from the first fit"):
         ask("ewma", clustered(400), cutoffs, first_fit=first_fit)
+
+
+def test_the_page_on_rivals_tells_of_all_of_them_and_of_their_needs() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "rivals.md").read_text()
+    listed, shown = (re.findall(r"^\| `(\w+)` \|", part, re.M) for part in page.split("## What they show"))
+    assert tuple(listed) == RIVALS == tuple(shown)
+    for told in (
+        f"the last {HISTORICAL_WINDOW} returns",
+        f"a decay of {DECAY}",
+        f"{FEWEST_TO_FIT} known returns",
+        f"{sessions_needed(0)} sessions",
+        f"{PATHS} paths",
+        f"fewer than {FEWEST_RETURNS} known returns",
+        f"{VARIANCE_FLOOR:.0e}".replace("e-0", "e-"),
+    ):
+        assert told in page

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from benchmarks.report import OURS, Report, say
 from training import risk
 from training.confidence_set import model_confidence_set
-from training.metrics import crps_each
+from training.metrics import pinball
 from training.significance import compare_losses, diebold_mariano
 from training.skewed_t import SkewedT
 from training.verdict import verdict
@@ -64,11 +64,13 @@ def _losses(each: Sequence[Said], actual_NK: FloatArray) -> dict[str, FloatArray
 
 
 def _losses_of_one(said: Said, actual_K: FloatArray) -> dict[str, FloatArray]:
-    nothing_K = np.full(len(actual_K), np.nan)
+    nothing_K, density = np.full(len(actual_K), np.nan), said.density
     each = {
-        "CRPS": crps_each(actual_K[:, None], said.quantiles_KQ[:, None], QUANTILES)[:, 0],
-        "QLIKE": risk.qlike_each(actual_K, said.variance_K),
-        "log score": nothing_K if said.density is None else risk.log_score_each(actual_K, said.density),
+        # The plain mean over the quantiles, as the protocol has it: the outermost count like the others.
+        "CRPS": 2.0 * pinball(actual_K[:, None], said.quantiles_KQ[:, None], QUANTILES)[:, 0].mean(axis=-1),
+        # Of the deviation from the mean that was forecast, as that makes the published figures.
+        "QLIKE": risk.qlike_each(actual_K if density is None else actual_K - density.location, said.variance_K),
+        "log score": nothing_K if density is None else risk.log_score_each(actual_K, density),
     }
     for p in RISKS:
         each[f"pinball {p:.0%}"] = risk.pinball_each(actual_K, said.quantiles_KQ[:, QUANTILES.index(p)], p)
@@ -141,15 +143,17 @@ def judge(
 
 
 def _difference(loss_NK: FloatArray, other_NK: FloatArray) -> float:
-    return float(np.nanmean(np.nanmean(loss_NK - other_NK, axis=1)))
+    """Return the mean over shares of the mean difference of each."""
+    difference_NK = loss_NK - other_NK
+    asked_N = np.isfinite(difference_NK).any(axis=1)
+    return float(np.nanmean(difference_NK[asked_N], axis=1).mean())
 
 
 def compare(loss_NK: FloatArray, other_NK: FloatArray) -> float:
     """Return the two-sided p that both are equally good; days are clusters where there are several shares."""
     if len(loss_NK) == 1:
         return diebold_mariano(loss_NK[0], other_NK[0], lags=0)
-    one_sided = compare_losses(loss_NK.T, other_NK.T, lags=0).p_value
-    return 2.0 * min(one_sided, 1.0 - one_sided)
+    return compare_losses(loss_NK.T, other_NK.T, lags=0).two_sided
 
 
 def _daily_means(loss_NK: FloatArray) -> FloatArray:

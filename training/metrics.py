@@ -66,8 +66,8 @@ def pinball(actual_BH: FloatArray, quantiles_BHQ: FloatArray, probabilities: Seq
 def crps_each(actual_BH: FloatArray, quantiles_BHQ: FloatArray, probabilities: Sequence[float]) -> FloatArray:
     """Return the `(B, H)` continuous ranked probability score: twice the mean pinball loss over the quantiles.
 
-    The mean weighs each quantile by the probability it stands for, so that an uneven grid is no distortion; on
-    an even grid it is the plain mean.
+    The mean weighs each quantile by the probability it stands for, so that an uneven grid is no distortion: the
+    outermost ones stand for their tails as well.
     """
     each: FloatArray = 2.0 * pinball(actual_BH, quantiles_BHQ, probabilities) @ mean_weights(probabilities)
     return each

@@ -31,6 +31,8 @@ Ticker = Annotated[
 
 PRICES = [*OHLC, "Adj Close"]
 LONGEST_WAIT = 60.0
+MOST_SILENT = 0.1
+"""Share of the tickers that may be dropped for want of an answer: beyond it chance would choose what is learnt."""
 
 
 def _utc_now() -> datetime:
@@ -87,17 +89,20 @@ class YahooSource(SourceConfig):
         """Return one row a session that is over: prices, Volume, Dividends, Stock Splits; `ds` is its date.
 
         Raises:
-            SourceError: a ticker failed and `on_failure` is raise, or all failed; each is named with its reason.
+            SourceError: a ticker failed and `on_failure` is raise, or all failed, or so many for want of an answer
+                that another time may do better; each is named with its reason.
         """
         wire = _Wire(self, context)
         frames: list[pd.DataFrame] = []
-        failures: dict[str, str] = {}
+        failures: dict[str, SourceError] = {}
         for ticker in self.tickers:
             try:
                 frames.append(self._load_ticker(ticker, wire, context))
             except SourceError as error:
-                failures[ticker] = str(error)
-        if failures and (self.on_failure == "raise" or not frames):
+                failures[ticker] = error
+        silent = sum(isinstance(error, _UnreachableError) for error in failures.values())
+        by_chance = silent > MOST_SILENT * len(self.tickers)
+        if failures and (self.on_failure == "raise" or by_chance or not frames):
             reasons = "; ".join(f"{ticker}: {reason}" for ticker, reason in failures.items())
             raise SourceError(f"Yahoo failed for {len(failures)} of {len(self.tickers)} tickers: {reasons}")
         for ticker, reason in failures.items():
@@ -216,12 +221,15 @@ class _Wire:
         yfinance = _import_yfinance(self._context.cache_dir)
         for attempt in range(1, self._config.max_attempts + 1):
             try:
-                return self._ask(yfinance, ticker)
+                fetched = self._ask(yfinance, ticker)
             except Exception as error:  # what a broken reply raises in yfinance is not declared
                 if refusal := _find_refusal(yfinance, error):
                     raise SourceError(refusal) from error
                 reason = _describe(error)
                 self._limited = isinstance(error, yfinance.exceptions.YFRateLimitError)
+            else:
+                self._limited = False  # it was waited out
+                return fetched
             if attempt < self._config.max_attempts:
                 self._pause(ticker, attempt, reason)
         raise _UnreachableError(f"no usable answer in {self._config.max_attempts} attempts; {reason}")

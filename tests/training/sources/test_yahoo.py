@@ -504,6 +504,30 @@ def test_sessions_nothing_came_of_are_told_and_stay_missing(yahoo: Yahoo, job: J
     assert build_panel(frame.rename(columns={"Close": "y"}), "XNYS").quality[0].n_missing == 1
 
 
+def test_a_name_that_was_given_to_another_share_is_refused(yahoo: Yahoo, job: Job) -> None:
+    days = [f"{day:%Y-%m-%d}" for day in pd.bdate_range("2024-05-01", periods=30)]
+    other = chart(
+        "FB", [25.0] * 12, sessions=[f"{day:%Y-%m-%d}" for day in pd.bdate_range("2024-06-13", periods=12)]
+    )
+    yahoo.answers = {"FB": [chart("FB", [300.0] * 30, sessions=days), other]}
+    job.load("FB")
+    for _ in range(2):
+        with pytest.raises(
+            SourceError, match=r"FB: is said to have been something else on 30 of 30 sessions.*delete"
+        ):
+            job.load("FB", max_age_hours=0)
+
+
+def test_a_young_copy_is_not_used_once_a_session_has_ended_since(yahoo: Yahoo, job: Job) -> None:
+    job.context = replace(job.context, freq="XNYS")
+    yahoo.answers = {"AAPL": [chart("AAPL", [1, 2, 3, 4])]}
+    asked = ["15:00", "16:05", "16:20", "16:30"]
+    for clock, expected, times in zip(asked, [3, 3, 4, 4], [1, 1, 2, 2], strict=True):
+        job.now = pd.Timestamp(f"2024-07-02 {clock}", tz="America/New_York").to_pydatetime()
+        assert len(job.load("AAPL", end=None)) == expected
+        assert yahoo.prices_asked("AAPL") == times
+
+
 @pytest.mark.parametrize("damage", [b"", b"not parquet at all"])
 def test_a_damaged_record_of_what_was_traded_is_begun_anew(yahoo: Yahoo, job: Job, damage: bytes) -> None:
     yahoo.answers = {"AAPL": [chart("AAPL", [1, 2, 3, 4])]}

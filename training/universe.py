@@ -8,6 +8,7 @@ missing, as if the series had not been there; nothing of what comes after a date
 import csv
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
 
@@ -107,8 +108,8 @@ def _read_spells(path: Path, lines: Iterator[str]) -> Iterator[Spell]:
 
 def _read_date(text: str, column: str, where: str) -> pd.Timestamp:
     try:
-        return pd.Timestamp(pd.to_datetime(text, format="%Y-%m-%d")).as_unit("us")
-    except (ValueError, TypeError) as error:
+        return pd.Timestamp(datetime.strptime(text, "%Y-%m-%d")).as_unit("us")
+    except ValueError as error:
         raise SourceError(f"{where}: {column} {text!r} is no date such as 2012-06-29") from error
 
 

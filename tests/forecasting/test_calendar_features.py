@@ -80,6 +80,31 @@ def test_the_gap_tells_monday_and_the_day_after_a_holiday_from_other_days() -> N
     assert 0 < after_christmas < monday < after_easter <= 1
 
 
+@pytest.mark.parametrize(
+    ("day", "days_shut"),
+    [
+        ("2018-07-03", 0),  # an early close on the eve of the holiday: a day after a day all the same
+        ("2018-07-05", 1),  # the holiday was a Wednesday
+        ("2018-11-23", 1),  # the half day after Thanksgiving
+        ("2018-11-26", 2),  # a Monday after a half day is a Monday
+        ("2018-12-03", 2),
+        ("2018-12-06", 1),  # a day of mourning
+        ("2018-04-02", 3),  # Easter
+        ("2018-09-04", 3),  # Labor Day
+        ("2012-10-31", 4),  # two days of storm after a weekend
+        ("2001-09-17", 6),
+    ],
+)
+def test_the_gap_counts_the_days_the_exchange_was_shut(day: str, days_shut: int) -> None:
+    assert _of("XNYS", "session_gap", day)[0, 0] == pytest.approx(np.log1p(days_shut) / np.log1p(7))
+
+
+def test_each_exchange_has_gaps_of_its_own() -> None:
+    independence, golden_week = "2018-07-05", "2018-05-07"
+    assert _of("XLON", "session_gap", independence)[0, 0] == 0
+    assert _of("XTKS", "session_gap", golden_week)[0, 0] > _of("XNYS", "session_gap", golden_week)[0, 0]
+
+
 def test_the_first_step_knows_the_gap_before_it() -> None:
     assert _of("XNYS", "session_gap", "2024-07-01")[0, 0] == _of("B", "session_gap", "2024-07-01")[0, 0] > 0
 

@@ -16,6 +16,7 @@ import pyarrow.parquet
 from pydantic import Field, field_validator, model_validator
 
 from forecasting.errors import SourceError
+from training.adjust import Quoted, adjust_rows
 from training.sources.base import SourceConfig, SourceContext
 from training.sources.wall_clock import EPOCH_UNITS, TimeZone, read_timestamps
 
@@ -52,12 +53,24 @@ class FileSource(SourceConfig):
         "shorter than a day, and dates stay dates.",
     )
 
+    adjust: Literal["none", "forward"] = Field(
+        "none",
+        description="forward: Open, High, Low, Close and Volume, so called in the file or by columns, are "
+        "adjusted for its Dividends and Stock Splits, point in time: nothing later moves a value.",
+    )
+    prices: Quoted = Field(
+        "traded",
+        description="What is adjusted: prices as traded, or split_adjusted, that is divided by all later splits.",
+    )
+
     @model_validator(mode="after")
     def _columns_fit_the_layout(self) -> "FileSource":
         if self.layout == "wide" and "unique_id" in self.columns:
             raise ValueError("columns: a wide file has no unique_id column; its columns are the series")
         if len(set(self.columns.values())) < len(self.columns):
             raise ValueError("columns: one column of the file cannot be two things")
+        if self.adjust == "forward" and self.layout == "wide":
+            raise ValueError("adjust: forward takes a long file, with a column a price")
         return self
 
     def load(self, context: SourceContext) -> pd.DataFrame:
@@ -75,7 +88,8 @@ class FileSource(SourceConfig):
         for path in empty:
             context.note(f"{path} holds no rows")
         frame = pd.concat([self._to_long(tables[path], path) for path in paths if path not in empty])
-        return self._with_timestamps(frame.reset_index(drop=True), row_by_row=context.row_by_row)
+        frame = self._with_timestamps(frame.reset_index(drop=True), row_by_row=context.row_by_row)
+        return adjust_rows(frame, self.prices) if self.adjust == "forward" else frame
 
     @property
     @abstractmethod

@@ -54,8 +54,14 @@ class Market:
         if self._sessions is None:
             return over
         place = self._sessions.sessions.get_indexer(sessions)
-        closed = np.asarray(session_closes(self._sessions.freq) <= pd.Timestamp(at - DELAY).tz_convert("UTC"))
-        return np.where(place >= 0, closed[place], over)
+        return np.where(place >= 0, _are_closed(self._sessions.freq, at)[place], over)
+
+    def has_ended_between(self, since: datetime, until: datetime) -> bool:
+        """Return whether a session of the exchange was over at a moment that was not at an earlier one."""
+        if self._sessions is None:
+            return False
+        exchange = self._sessions.freq
+        return bool((_are_closed(exchange, until) & ~_are_closed(exchange, since)).any())
 
     def find_strays(self, sessions: pd.DatetimeIndex) -> NDArray[np.bool_]:
         """Return which dates were no sessions of the exchange.
@@ -79,6 +85,11 @@ class Market:
             return sessions[:0]
         known = self._sessions.sessions
         return known[(known > sessions.min()) & (known < sessions.max()) & ~known.isin(sessions)]
+
+
+def _are_closed(exchange: str, at: datetime) -> NDArray[np.bool_]:
+    """Return which of an exchange's sessions were over at a moment."""
+    return np.asarray(session_closes(exchange) <= pd.Timestamp(at - DELAY).tz_convert("UTC"))
 
 
 def list_days(days: pd.DatetimeIndex) -> str:

@@ -5,17 +5,22 @@ bit. So what is known of a session stays as it was first known, unless it differ
 history was restated, the new value counts from now on, and the difference is told.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 import numpy as np
 import pandas as pd
 
+from forecasting.errors import SourceError
 from training.adjust import ACTIONS, OHLC, VOLUME
 from training.sources.market import MOST_TOLD
 
 TOLERANCE = 1e-4
 """Largest relative difference that is rounding: prices before many splits have few digits left."""
+
+FEW_SESSIONS = 20
+"""Known sessions up to which any number of them may be contradicted."""
 
 VALUES = [*OHLC, VOLUME, *ACTIONS]
 KNOWN_AT = "Known At"
@@ -69,7 +74,21 @@ def settle(known: pd.DataFrame | None, sent: pd.DataFrame, at: datetime) -> tupl
     return settled.assign(**{KNOWN_AT: known_at}), found
 
 
-def describe_restated(found: list[Restated]) -> str:
+def require_the_same(known: pd.DataFrame | None, found: Sequence[Restated]) -> None:
+    """Refuse a fetch that contradicts most of what is known: it is no history that was restated.
+
+    Raises:
+        SourceError: a name was given to another share, or prices do not fit the splits sent with them.
+    """
+    n_known, n_differ = 0 if known is None else len(known), len({one.session for one in found})
+    if n_known > FEW_SESSIONS and n_differ > n_known / 2:
+        raise SourceError(
+            f"is said to have been something else on {n_differ} of {n_known} sessions, such as: {found[0]}; it is "
+            "another share of the same name, or prices came that do not fit their splits"
+        )
+
+
+def describe_restated(found: Sequence[Restated]) -> str:
     """Say in one line what was restated, the first few of it."""
     more = f"; and {len(found) - MOST_TOLD} more" if len(found) > MOST_TOLD else ""
     return f"its history was restated: {'; '.join(map(str, found[:MOST_TOLD]))}{more}"

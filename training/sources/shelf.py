@@ -40,7 +40,7 @@ class Shelf:
         self._folder = folder
         self._prices = folder / f"{name}.prices.parquet"
         self._actions = folder / f"{name}.actions.parquet"
-        self._traded = folder / f"{name}.traded.parquet"
+        self.traded = folder / f"{name}.traded.parquet"
         self._restated = folder / f"{name}.restated.csv"
 
     def read(self) -> Fetched | None:
@@ -63,7 +63,7 @@ class Shelf:
     def read_traded(self) -> pd.DataFrame | None:
         """Return what is known as traded, by session; nothing if there is none, or it is damaged."""
         try:
-            table: pd.DataFrame = pyarrow.parquet.read_table(self._traded).to_pandas(ignore_metadata=True)
+            table: pd.DataFrame = pyarrow.parquet.read_table(self.traded).to_pandas(ignore_metadata=True)
             return table.set_index("Date")[[*VALUES, KNOWN_AT]]
         except (pa.ArrowException, OSError, KeyError, TypeError, ValueError):
             return None
@@ -81,7 +81,7 @@ class Shelf:
             pd.concat([before, rows]).tail(MOST_RESTATED).to_csv(unfinished, index=False)
             unfinished.replace(self._restated)
         _write_table(
-            pa.Table.from_pandas(known.rename_axis("Date").reset_index(), preserve_index=False), self._traded
+            pa.Table.from_pandas(known.rename_axis("Date").reset_index(), preserve_index=False), self.traded
         )
 
 

@@ -22,7 +22,7 @@ from forecasting.errors import SourceError
 from training.adjust import ACTIONS, FACTOR, OHLC, VOLUME, adjust_forward, to_traded
 from training.sources.base import SourceConfig, SourceContext
 from training.sources.market import Market, list_days
-from training.sources.restated import describe_restated, settle
+from training.sources.restated import describe_restated, require_the_same, settle
 from training.sources.shelf import Fetched, Shelf
 
 Ticker = Annotated[
@@ -31,6 +31,8 @@ Ticker = Annotated[
 
 PRICES = [*OHLC, "Adj Close"]
 LONGEST_WAIT = 60.0
+MOST_SILENT = 0.1
+"""Share of the tickers that may be dropped for want of an answer: beyond it chance would choose what is learnt."""
 
 
 def _utc_now() -> datetime:
@@ -87,17 +89,20 @@ class YahooSource(SourceConfig):
         """Return one row a session that is over: prices, Volume, Dividends, Stock Splits; `ds` is its date.
 
         Raises:
-            SourceError: a ticker failed and `on_failure` is raise, or all failed; each is named with its reason.
+            SourceError: a ticker failed and `on_failure` is raise, or all failed, or so many for want of an answer
+                that another time may do better; each is named with its reason.
         """
         wire = _Wire(self, context)
         frames: list[pd.DataFrame] = []
-        failures: dict[str, str] = {}
+        failures: dict[str, SourceError] = {}
         for ticker in self.tickers:
             try:
                 frames.append(self._load_ticker(ticker, wire, context))
             except SourceError as error:
-                failures[ticker] = str(error)
-        if failures and (self.on_failure == "raise" or not frames):
+                failures[ticker] = error
+        silent = sum(isinstance(error, _UnreachableError) for error in failures.values())
+        by_chance = silent > MOST_SILENT * len(self.tickers)
+        if failures and (self.on_failure == "raise" or by_chance or not frames):
             reasons = "; ".join(f"{ticker}: {reason}" for ticker, reason in failures.items())
             raise SourceError(f"Yahoo failed for {len(failures)} of {len(self.tickers)} tickers: {reasons}")
         for ticker, reason in failures.items():
@@ -106,8 +111,9 @@ class YahooSource(SourceConfig):
 
     def _load_ticker(self, ticker: str, wire: "_Wire", context: SourceContext) -> pd.DataFrame:
         shelf = Shelf(context.cache_dir / "yahoo", f"{ticker}_{self.start or 'first'}")
-        fetched = self._obtain(ticker, shelf, wire, context)
-        market, timezone = Market(context.freq), str(pd.DatetimeIndex(fetched.prices.index).tz)
+        market = Market(context.freq)
+        fetched = self._obtain(ticker, shelf, wire, market, context)
+        timezone = str(pd.DatetimeIndex(fetched.prices.index).tz)
         market.require_time_zone(timezone)
         sent = _by_session(fetched)
         # All of it: the split of a session that is not over is in the prices before it already.
@@ -121,10 +127,10 @@ class YahooSource(SourceConfig):
             frame[OHLC] = frame[OHLC].mul(frame["Adj Close"] / frame["Close"], axis=0)
         return self._to_long(ticker, frame, market, context)
 
-    def _obtain(self, ticker: str, shelf: Shelf, wire: "_Wire", context: SourceContext) -> Fetched:
+    def _obtain(self, ticker: str, shelf: Shelf, wire: "_Wire", market: Market, context: SourceContext) -> Fetched:
         """Return the copy on disk while it is young, what Yahoo sends now, or an old copy when Yahoo is away."""
         copy = shelf.read()
-        if copy is not None and self._age(copy) <= timedelta(hours=self.max_age_hours):
+        if copy is not None and self._is_fresh(copy, market):
             return copy
         try:
             fetched = wire.fetch(ticker)
@@ -140,6 +146,10 @@ class YahooSource(SourceConfig):
             context.note(f"{ticker}: what was fetched could not be kept: {error}")
         return fetched
 
+    def _is_fresh(self, copy: Fetched, market: Market) -> bool:
+        young = self._age(copy) <= timedelta(hours=self.max_age_hours)
+        return young and not market.has_ended_between(copy.at, self._now())
+
     def _age(self, copy: Fetched) -> timedelta:
         return self._now() - copy.at
 
@@ -149,6 +159,10 @@ class YahooSource(SourceConfig):
         """Return what is known as traded, and say what this fetch restated of it."""
         before = shelf.read_traded()
         known, restated = settle(before, traded, at)
+        try:
+            require_the_same(before, restated)
+        except SourceError as error:
+            raise SourceError(f"{error}. If it is to be taken as it is now, delete {shelf.traded}") from error
         if restated:
             context.note(f"{ticker}: {describe_restated(restated)}")
         if before is None or not known.equals(before):
@@ -216,12 +230,15 @@ class _Wire:
         yfinance = _import_yfinance(self._context.cache_dir)
         for attempt in range(1, self._config.max_attempts + 1):
             try:
-                return self._ask(yfinance, ticker)
+                fetched = self._ask(yfinance, ticker)
             except Exception as error:  # what a broken reply raises in yfinance is not declared
                 if refusal := _find_refusal(yfinance, error):
                     raise SourceError(refusal) from error
                 reason = _describe(error)
                 self._limited = isinstance(error, yfinance.exceptions.YFRateLimitError)
+            else:
+                self._limited = False  # it was waited out
+                return fetched
             if attempt < self._config.max_attempts:
                 self._pause(ticker, attempt, reason)
         raise _UnreachableError(f"no usable answer in {self._config.max_attempts} attempts; {reason}")

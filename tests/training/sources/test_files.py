@@ -474,3 +474,46 @@ def test_a_clock_on_the_wall_told_in_order_gives_the_instants_back(
     wall = pd.Series(instants.tz_convert(zone).tz_localize(None))
     names = pd.Series("pump-7", index=wall.index)
     assert pd.DatetimeIndex(read_timestamps(wall, names, timezone=zone)).tz_convert("UTC").equals(instants)
+
+
+TRADED = (
+    "unique_id,ds,Open,High,Low,Close,Volume,Dividends,Stock Splits\n"
+    "one,2024-01-02,100,100,100,100,900,0,\n"
+    "one,2024-01-03,50,50,50,50,1800,0,2\n"
+    "one,2024-01-04,49,49,49,49,2000,1,\n"
+)
+
+
+def test_prices_of_a_file_are_adjusted_forwards(load: Load) -> None:
+    frame = load({"data.csv": TRADED}, adjust="forward")
+    assert frame["Close"].tolist() == pytest.approx([100, 100, 100])
+    assert frame["Volume"].tolist() == [900, 900, 1000]
+    assert frame["Factor"].tolist() == pytest.approx([1, 2, 2 / (1 - 1 / 50)])
+
+
+def test_prices_divided_by_later_splits_are_adjusted_to_the_same(load: Load) -> None:
+    expected = load({"data.csv": TRADED}, adjust="forward")
+    quoted = TRADED.replace("100,100,100,100,900", "50,50,50,50,1800")
+    frame = load({"data.csv": quoted}, adjust="forward", prices="split_adjusted")
+    pd.testing.assert_frame_equal(frame, expected)
+
+
+def test_columns_of_prices_may_have_other_names_in_the_file(load: Load) -> None:
+    renamed = TRADED.replace("Stock Splits", "ratio").replace("Close", "last")
+    columns = {"Close": "last", "Dividends": "Dividends", "Stock Splits": "ratio"}
+    frame = load({"data.csv": renamed}, adjust="forward", columns=columns)
+    assert frame["Close"].tolist() == pytest.approx([100, 100, 100])
+
+
+def test_parquet_files_of_whole_numbers_are_adjusted_too(tmp_path: Path, load: Load) -> None:
+    (tmp_path / "data.csv").write_text(TRADED)
+    pd.read_csv(tmp_path / "data.csv").to_parquet(tmp_path / "data.parquet")
+    frame = load({}, kind="parquet", path="data.parquet", adjust="forward")
+    assert frame["Close"].tolist() == pytest.approx([100, 100, 100])
+
+
+def test_a_file_without_actions_cannot_be_adjusted(load: Load) -> None:
+    with pytest.raises(
+        SourceError, match="takes the columns Close, Dividends, Stock Splits; there is no Dividends"
+    ):
+        load({"data.csv": "unique_id,ds,Close\none,2024-01-02,100\n"}, adjust="forward")

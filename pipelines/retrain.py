@@ -31,11 +31,12 @@ from forecasting.registry import (
     watch_previous,
 )
 from ledger.decisions import GATE, DecisionStore, RecordedDecision
-from pipelines.comparison import TAG_TRAINING, Report, backtest_all, evidence, training_digest
+from pipelines.champion import TAG_TRAINING, training_digest
+from pipelines.comparison import Report, backtest_all, case_of
 from pipelines.fitting import fit_all
 from pipelines.load import dataset_of, load_data
 from pipelines.promotion import VERDICTS, Account, Decision, decide
-from pipelines.run import Run
+from pipelines.run import FOLDS, Run
 from pipelines.steps import StepRunner, run_now
 from pipelines.trial import TAG_TRACKING_RUN, as_decision, tags_of
 from training.backtest import leaderboard
@@ -143,7 +144,8 @@ def _carrying_through(run: Run) -> Iterator[None]:
 def open_tracking(run: Run) -> str:
     """Open the parent run in MLflow and return its id."""
     # Notes of an attempt that was given up speak of runs below another parent.
-    shutil.rmtree(run.folder / "fitted", ignore_errors=True)
+    for made in ("fitted", FOLDS):
+        shutil.rmtree(run.folder / made, ignore_errors=True)
     return run.tracker.start_training(run.panel, {TAG_RUN_KEY: run.key})
 
 
@@ -220,15 +222,16 @@ def decide_promotion(run: Run, parent: str, report: Report, version: str) -> dic
 
 
 def _ask_gate(run: Run, report: Report, version: str, key: str) -> Decision:
-    gate, champion = run.job.gate, report["champion"]
+    case = case_of(run, report)
     decision = decide(
-        evidence(run, report, report["best"]),
-        None if champion is None else evidence(run, report, champion),
-        evidence(run, report, "seasonal_naive"),
-        gate,
+        case.challenger,
+        case.champion,
+        case.seasonal_naive,
+        run.job.gate,
         lags=math.ceil(run.job.horizon / run.job.step_size) - 1,
         refresh=report["refresh"],
         account=account_of(run.ledger.decisions, run.job, "refresh" if report["refresh"] else "new", key),
+        meeting=case.meeting,
     )
     action, reason = decision.action, decision.reason
     if report["not_compared"]:

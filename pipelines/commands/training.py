@@ -16,7 +16,7 @@ from forecasting.errors import HindcastError, InputError
 from ledger.ledger import open_ledger
 from ledger.runs import PATIENCE, STATES, RunRecord, State
 from pipelines.commands.jobs import list_jobs
-from pipelines.comparison import backtest_of
+from pipelines.comparison import whole_backtest
 from pipelines.console import out, print_leaderboard, print_table, reporting
 from pipelines.fanout import map_tasks
 from pipelines.recorded import describe, retrain_recorded
@@ -232,7 +232,7 @@ def _train_with(settings: PipelineSettings, job: Path, how: Callable[[Run], Outc
 
 def _save_backtests(run: Run, names: Sequence[str], folder: Path) -> None:
     for name in names:
-        test = backtest_of(run, run.artifact(name), run.split.cutoffs)
+        test = whole_backtest(run, name)
         (folder / name).mkdir(parents=True, exist_ok=True)
         test.to_frame().to_parquet(folder / name / "forecasts.parquet")
         test.per_series().to_parquet(folder / name / "per_series.parquet")
@@ -242,7 +242,7 @@ def _save_backtests(run: Run, names: Sequence[str], folder: Path) -> None:
 
 
 def _save_picture(run: Run, best: str, path: Path, n_cutoffs: int) -> None:
-    test = backtest_of(run, run.artifact(best), run.split.cutoffs)
+    test = whole_backtest(run, best)
     if n_cutoffs == 1:
         save_forecast_picture(test, run.job.name, path)
     else:

@@ -19,7 +19,7 @@ MAY_IMPORT = {
 
 ROOMS = {
     "alembic": {"ledger/database.py", "ledger/migrations/"},
-    "arch": {"training/sources/samples.py", "training/baselines.py"},
+    "arch": {"training/sources/samples.py", "training/garch.py"},
     "croniter": {"training/job.py", "training/timetable.py"},
     "dbos": {"pipelines/schedule.py"},
     "exchange_calendars": {"forecasting/calendar.py"},
@@ -37,7 +37,14 @@ ROOMS = {
     "ray": {"pipelines/fanout.py"},
     "rich": {"pipelines/console.py"},
     "safetensors": {"forecasting/artifact.py"},
-    "scipy": {"forecasting/fallback.py", "forecasting/networks/outputs.py", "training/significance.py"},
+    "scipy": {
+        "forecasting/fallback.py",
+        "forecasting/networks/outputs.py",
+        "training/garch.py",
+        "training/har.py",
+        "training/significance.py",
+        "training/skewed_t.py",
+    },
     "pandera": {"ledger/rules.py"},
     "paho": {"pipelines/bridge.py"},
     "sqlalchemy": {"ledger/", "training/sources/sql.py"},

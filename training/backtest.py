@@ -235,30 +235,23 @@ def run_backtest(
         TrainingError: no series has a value, enough history and a target at any cutoff.
     """
     spec = forecaster.spec
-    series_B, cutoff_B = _questions(panel, cutoffs, spec.horizon, history_needed)
-    if not len(series_B):
-        first, last = (format_timestamp(panel.ds[c], panel.calendar) for c in (min(cutoffs), max(cutoffs)))
-        raise TrainingError(
-            f"no series can be asked at any cutoff from {first} to {last}: that takes a value at the cutoff, "
-            f"{history_needed} steps of history before it and a target after it"
-        )
+    series_B, cutoff_B = find_questions(panel, cutoffs, spec.horizon, history_needed)
     history = np.arange(1 - spec.input_size, 1)
-    ahead = np.arange(1, spec.horizon + 1)
     covariates = None
     if spec.takes_covariates:
         covariates = panel.covariates_at(series_B, cutoff_B, spec.covariates, spec.input_size, spec.horizon)
     quantiles_BHQ = forecaster.predict(panel.y_NT[series_B[:, None], cutoff_B[:, None] + history], covariates)
-    actual_BH = panel.y_NT[series_B[:, None], cutoff_B[:, None] + ahead]
-    absolute_N, squared_N = _scales(panel, spec, in_sample)
-    return Backtest(
-        spec, panel, series_B, cutoff_B, actual_BH, quantiles_BHQ, (absolute_N[series_B], squared_N[series_B])
-    )
+    return build_backtest(spec, panel, series_B, cutoff_B, quantiles_BHQ, in_sample=in_sample)
 
 
-def _questions(
+def find_questions(
     panel: Panel, cutoffs: Sequence[int], horizon: int, history_needed: int
 ) -> tuple[IntArray, IntArray]:
-    """Return series and cutoff of every forecast that would have been issued and can be scored."""
+    """Return series and cutoff of every forecast that would have been issued and can be scored.
+
+    Raises:
+        TrainingError: there is none.
+    """
     first_N, _ = panel.spans()
     series, asked = [], []
     for cutoff in cutoffs:
@@ -267,7 +260,31 @@ def _questions(
         chosen = np.flatnonzero(observed_N & scorable_N & (cutoff - first_N + 1 >= history_needed))
         series.append(chosen)
         asked.append(np.full(len(chosen), cutoff))
+    if not any(map(len, series)):
+        first, last = (format_timestamp(panel.ds[c], panel.calendar) for c in (min(cutoffs), max(cutoffs)))
+        raise TrainingError(
+            f"no series can be asked at any cutoff from {first} to {last}: that takes a value at the cutoff, "
+            f"{history_needed} steps of history before it and a target after it"
+        )
     return np.concatenate(series).astype(np.int64), np.concatenate(asked).astype(np.int64)
+
+
+def build_backtest(
+    spec: ForecasterSpec,
+    panel: Panel,
+    series_B: IntArray,
+    cutoff_B: IntArray,
+    quantiles_BHQ: FloatArray,
+    *,
+    in_sample: int,
+) -> Backtest:
+    """Put answers, in observed units, beside what happened; `in_sample` as in `run_backtest`."""
+    ahead = np.arange(1, spec.horizon + 1)
+    actual_BH = panel.y_NT[series_B[:, None], cutoff_B[:, None] + ahead]
+    absolute_N, squared_N = _scales(panel, spec, in_sample)
+    return Backtest(
+        spec, panel, series_B, cutoff_B, actual_BH, quantiles_BHQ, (absolute_N[series_B], squared_N[series_B])
+    )
 
 
 def _scales(panel: Panel, spec: ForecasterSpec, in_sample: int) -> tuple[FloatArray, FloatArray]:

@@ -19,7 +19,7 @@ MAY_IMPORT = {
 
 ROOMS = {
     "alembic": {"ledger/database.py", "ledger/migrations/"},
-    "arch": {"training/sources/samples.py", "training/garch.py"},
+    "arch": {"training/sources/samples.py", "training/confidence_set.py", "training/garch.py"},
     "croniter": {"training/job.py", "training/timetable.py"},
     "dbos": {"pipelines/schedule.py"},
     "exchange_calendars": {"forecasting/calendar.py"},
@@ -42,6 +42,7 @@ ROOMS = {
         "forecasting/networks/outputs.py",
         "training/garch.py",
         "training/har.py",
+        "training/risk.py",
         "training/significance.py",
         "training/skewed_t.py",
     },

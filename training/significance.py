@@ -62,6 +62,13 @@ class Comparison:
     n_cutoffs: int
     n_series: int
 
+    @property
+    def two_sided(self) -> float:
+        """The p-value that both are equally accurate, for a margin of 0; 1 where nothing can be told."""
+        if self.difference == 0 or math.isnan(self.standard_error):
+            return 1.0
+        return 2.0 * min(self.p_value, 1.0 - self.p_value)
+
 
 def compare_losses(loss_KN: FloatArray, other_KN: FloatArray, lags: int, margin: float = 0.0) -> Comparison:
     """Test whether a forecaster's expected loss is below another's plus a margin.

@@ -98,6 +98,17 @@ def test_without_overlap_and_with_one_series_it_is_half_of_diebold_mariano() -> 
     assert compare_losses(-a[:, None], np.zeros((40, 1)), 0).p_value == pytest.approx(two_sided / 2, rel=1e-9)
 
 
+def test_both_sides_together_are_twice_the_nearer_one() -> None:
+    rng = np.random.default_rng(13)
+    one, other = rng.normal(0.3, 1, size=(2, 40, 1)) * [[[1.0]], [[2.0]]]
+    there, back = compare_losses(one, other, 0), compare_losses(other, one, 0)
+    assert there.two_sided == pytest.approx(back.two_sided)
+    assert there.two_sided == pytest.approx(2 * min(there.p_value, back.p_value))
+    assert compare_losses(one, one, 0).two_sided == 1.0
+    assert compare_losses(one + 1, one, 0).two_sided == 0.0
+    assert compare_losses(one[:6], other[:6], lags=3).two_sided == 1.0
+
+
 def test_luck_that_lasts_is_less_evidence_than_as_much_luck_that_does_not() -> None:
     rng = np.random.default_rng(12)
     fleeting = rng.normal(size=(40, 1))

@@ -5,24 +5,23 @@ K test cutoffs, N series.
 
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from pathlib import Path
+from functools import partial
 from typing import NamedTuple, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
-from forecasting.artifact import load_artifact
 from forecasting.errors import TrainingError
-from forecasting.forecaster import Forecaster
+from pipelines.asking import ask, backtest_of, chosen_backtest, whole_backtest
 from pipelines.champion import Champion, is_refresh, load_champion
 from pipelines.fanout import map_tasks
 from pipelines.fitting import Fitted
 from pipelines.promotion import Evidence
 from pipelines.report import Reporter
+from pipelines.returns import Returns, against, beside_rivals, compare_returns
 from pipelines.run import Run
-from training.backtest import Backtest, run_backtest, validation_cutoffs
-from training.walk_forward import join_backtests
+from training.backtest import Backtest, validation_cutoffs
+from training.density_figures import draw_returns
 
 LOSSES = "losses.npz"
 CHOSEN = "chosen by fold"
@@ -61,37 +60,12 @@ class Report(TypedDict):
     """Of the last fold."""
     met: dict[str, float]
     """The gate metric of the best and of the champion where they met: on the last of several folds."""
-
-
-def backtest_of(run: Run, artifact: Path, cutoffs: Sequence[int], history_needed: int | None = None) -> Backtest:
-    """Reload an artefact and ask it at the given cutoffs of the run's panel."""
-    return _ask(run, load_artifact(artifact), cutoffs, history_needed or run.history_needed)
-
-
-def _ask(run: Run, forecaster: Forecaster, cutoffs: Sequence[int], history_needed: int) -> Backtest:
-    return run_backtest(forecaster, run.panel, cutoffs, history_needed=history_needed, in_sample=run.split.test)
-
-
-def whole_backtest(run: Run, name: str, history_needed: int | None = None) -> Backtest:
-    """Ask the artefacts of a forecaster, each at the test cutoffs of its fold.
-
-    Raises:
-        TrainingError: no series can be asked at any of them.
-    """
-    return chosen_backtest(run, [name] * len(run.folds), history_needed)
-
-
-def chosen_backtest(run: Run, names: Sequence[str], history_needed: int | None = None) -> Backtest:
-    """Ask the artefact of a forecaster in each fold, not always the same one."""
-    parts = []
-    for part, name in zip(run.by_fold, names, strict=True):
-        # In a fold of a few cutoffs there may be nothing to ask.
-        with suppress(TrainingError):
-            parts.append(backtest_of(part, part.artifact(name), part.split.cutoffs, history_needed))
-    # If it is so in all of them, this says why.
-    return (
-        join_backtests(parts) if parts else backtest_of(run, run.artifact(names[-1]), run.cutoffs, history_needed)
-    )
+    history_needed: int
+    """Steps of history before a cutoff that was asked."""
+    rivals: list[str]
+    """The econometric rivals that answered; they have rows in `scores`, and are never published."""
+    verdict: str | None
+    """Of a job with transform log_return: whether there is skill, in what, against whom."""
 
 
 def backtest_all(run: Run, fitted: Sequence[Fitted]) -> Report:
@@ -114,6 +88,7 @@ def backtest_all(run: Run, fitted: Sequence[Fitted]) -> Report:
         judged, test = CHOSEN, chosen_backtest(run, chosen, needed)
         scores[judged], tested[judged] = test.scores(), test.loss_by_series(metric)
     met = _meet_champion(run, champion, best, needed, scores, tested)
+    returns = _compare_returns(run, fitted, chosen, needed, champion, scores)
     _save_losses(run, {name: tested[name] for name in {best, judged, "seasonal_naive", champion.name} if name})
     return {
         "best": best,
@@ -125,7 +100,38 @@ def backtest_all(run: Run, fitted: Sequence[Fitted]) -> Report:
         "scores": scores,
         "validation": {name: one.validation[-1] for name, one in shown.items()},
         "met": met,
+        "history_needed": needed,
+        "rivals": returns.rivals if returns else [],
+        "verdict": returns.verdict if returns else None,
     }
+
+
+def _compare_returns(
+    run: Run,
+    fitted: Sequence[Fitted],
+    chosen: Sequence[str],
+    needed: int,
+    champion: Champion,
+    scores: dict[str, dict[str, float]],
+) -> Returns | None:
+    """Enter the rivals of a stock job, and everyone's scores of returns; log those of the candidates."""
+    if run.job.target.transform != "log_return":
+        return None
+    asked = {name: partial(whole_backtest, run, name, needed) for name in scores if name in run.networks}
+    if CHOSEN in scores:
+        asked[CHOSEN] = partial(chosen_backtest, run, chosen, needed)
+    if champion.forecaster is not None and champion.name in scores:
+        asked[champion.name] = partial(ask, run, champion.forecaster, run.split.cutoffs, needed)
+    returns = compare_returns(run, asked, CHOSEN if CHOSEN in scores else chosen[-1], needed)
+    for name, row in returns.scores.items():
+        scores[name] = {**scores.get(name, {}), **row}
+    for f in fitted:
+        name, run_id = f["name"], f["run_id"]
+        if run_id is not None and run.candidate(name) is not None:
+            title = f"{run.job.name}, {name}"
+            figures = draw_returns(name, asked[name](), beside_rivals(returns, name), title)
+            run.tracker.log_returns(run_id, returns.scores[name], against(run, returns, name), figures)
+    return returns
 
 
 def _choose(run: Run, shown: Mapping[str, Shown]) -> list[str]:
@@ -154,7 +160,7 @@ def _meet_champion(
     metric = run.job.gate.metric
     if champion.forecaster is None:
         return {}
-    test = _ask(run, champion.forecaster, run.split.cutoffs, needed)
+    test = ask(run, champion.forecaster, run.split.cutoffs, needed)
     tested[champion.name] = test.loss_by_series(metric)
     if len(run.folds) == 1:
         scores[champion.name] = test.scores()

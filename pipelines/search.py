@@ -19,7 +19,7 @@ import pandas as pd
 from optuna.trial import FrozenTrial, TrialState
 
 from forecasting.errors import HindcastError, JobError, TrainingError
-from pipelines.comparison import backtest_of
+from pipelines.asking import backtest_of
 from pipelines.fitting import fit_forecaster
 from pipelines.load import load_data
 from pipelines.report import Reporter

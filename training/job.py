@@ -552,7 +552,7 @@ class JobConfig(_Section):
             season_length=self.season,
             horizon=self.horizon,
             level=self.level,
-            quantiles=quantiles_for(self.level),
+            quantiles=quantiles_for(self.level, self.target.transform),
             transform=self.target.transform,
             covariates=covariates or CovariatesSpec(),
             network=network,

@@ -51,7 +51,7 @@ class _Series:
 
 
 def _newest_series(step: NextStep, panel: Panel, most: int | None = None) -> _Series:
-    asked_KN: NDArray[np.bool_] = np.isfinite(step.quantiles_KNQ).all(axis=2)
+    asked_KN = ~np.isnan(step.quantiles_KNQ.sum(axis=2))
     n = int(asked_KN[np.flatnonzero(asked_KN.any(axis=1))[-1]].argmax()) if asked_KN.any() else 0
     at_K = np.flatnonzero(asked_KN[:, n])[-(most or 0) :]
     return _Series(panel.unique_ids[n], n, panel.ds[step.cutoffs_K[at_K] + 1], at_K)

@@ -339,8 +339,16 @@ class ForecasterSpec(_Frozen):
 DEFAULT_QUANTILES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 
 
-def quantiles_for(level: tuple[float, ...]) -> tuple[float, ...]:
-    """Return the quantiles to train: a grid fine enough for the CRPS, and the bounds of every level."""
+TAIL_QUANTILES = (0.01, 0.99)
+"""What is forecast of returns besides: the loss on the worst day of a hundred, and the gain on the best."""
+
+
+def quantiles_for(level: tuple[float, ...], transform: Transform = "none") -> tuple[float, ...]:
+    """Return the quantiles to train: a grid fine enough for the CRPS, and the bounds of every level.
+
+    Of returns the tails are trained too, by which risk is judged.
+    """
     # Rounded as `interval_bounds` rounds, or the bounds of a level would lie just outside the grid made for it.
     bounds = {round(side, 9) for lv in level for side in (0.5 - lv / 200, 0.5 + lv / 200)}
-    return tuple(sorted(bounds | set(DEFAULT_QUANTILES)))
+    tails = TAIL_QUANTILES if transform == "log_return" else ()
+    return tuple(sorted({*bounds, *DEFAULT_QUANTILES, *tails}))

@@ -16,6 +16,8 @@ from pipelines.report import line_of_epoch
 if TYPE_CHECKING:
     import pandas as pd
 
+    from pipelines.retrain import Outcome
+
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -117,6 +119,52 @@ def print_leaderboard(job: str, board: "pd.DataFrame", metric: str, best: str) -
     ]
     titles = [*columns, *(name.replace("coverage_", "in ") + "%" for name in coverage)]
     print_table(f"{job}: test scores, best {metric} first (* chosen on validation)", ["model", *titles], rows)
+
+
+RETURNS_COLUMNS = ("crps", "qlike", "pinball_1", "pinball_5", "log_score", "r2")
+P_COLUMNS = ("kupiec_1", "christoffersen_1", "kupiec_5", "christoffersen_5", "dm_p", "mcs_p")
+P_TITLES = ("Kupiec 1%", "Christoff. 1%", "Kupiec 5%", "Christoff. 5%", "DM p", "MCS p")
+
+
+def print_returns(job: str, board: "pd.DataFrame", best: str, rivals: Sequence[str], verdict: str) -> None:
+    """Print what everyone's next returns are worth, the rivals marked, and what it comes to."""
+    columns = [column for column in RETURNS_COLUMNS if column in board.columns]
+    tests = [(c, title) for c, title in zip(P_COLUMNS, P_TITLES, strict=True) if c in board.columns]
+    rows = [
+        [
+            f"{name} *" if name == best else f"{name} (rival)" if name in rivals else str(name),
+            *(_known(board.loc[name, column]) for column in columns),
+            _direction(board.loc[name].to_dict()),
+            *(_p_value(board.loc[name, column]) for column, _ in tests),
+        ]
+        for name in board.index
+    ]
+    titles = ["model", *columns, "direction", *(title for _, title in tests)]
+    print_table(
+        f"{job}: the next return, in percent (p-values: small where wrong, or less accurate)", titles, rows
+    )
+    out.print(verdict, markup=False)
+
+
+def _known(value: float) -> str:
+    return _number(value) if math.isfinite(value) else "-"
+
+
+def _p_value(value: float) -> str:
+    return f"{value:.2g}" if math.isfinite(value) else "-"
+
+
+def _direction(scores: "Mapping[Hashable, Any]") -> str:
+    share, low, high = (float(scores[f"direction{end}"]) for end in ("", "_low", "_high"))
+    return f"{share:.2f} [{low:.2f}, {high:.2f}]" if math.isfinite(share) else "-"
+
+
+def print_outcome(outcome: "Outcome", metric: str) -> None:
+    """Print what a training came to: the leaderboard, and of a stock job what its returns are worth."""
+    board, report = outcome.leaderboard(metric), outcome.report
+    print_leaderboard(outcome.job, board, metric, report["best"])
+    if report["verdict"] is not None:
+        print_returns(outcome.job, board, report["best"], report["rivals"], report["verdict"])
 
 
 def _covered(scores: "Mapping[Hashable, Any]", column: str) -> str:

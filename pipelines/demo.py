@@ -16,7 +16,7 @@ import numpy as np
 
 from forecasting.errors import HindcastError
 from forecasting.panel import Panel
-from pipelines.console import out, print_leaderboard, print_table, reporting
+from pipelines.console import out, print_outcome, print_table, reporting
 from pipelines.retrain import retrain
 from pipelines.run import Run, new_run
 from pipelines.settings import PipelineSettings
@@ -63,8 +63,7 @@ def _train(job_file: Path, settings: PipelineSettings) -> tuple[Panel, int]:
             panel = run.panel
         finally:
             run.discard()
-    metric = run.job.gate.metric
-    print_leaderboard(outcome.job, outcome.leaderboard(metric), metric, outcome.report["best"])
+    print_outcome(outcome, run.job.gate.metric)
     out.print()
     return panel, run.history_needed
 

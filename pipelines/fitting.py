@@ -33,25 +33,44 @@ class Fitted(TypedDict):
 
 
 def fit_all(run: Run, parent: str | None, step: StepRunner = run_now) -> list[Fitted]:
-    """Fit every forecaster of the comparison: in turn, a step each; or several at a time, in one step."""
-    if run.settings.in_turn:
-        return [step(f"fit {name}", fit_forecaster, run, parent, name) for name in run.networks]
-    return step("fit", fit_side_by_side, run, parent)
+    """Fit every forecaster in every fold: in turn, a step each; or several at a time, in one step.
+
+    Who gives no usable model in a fold is fitted in none after it: the folds of a comparison are compared whole.
+    """
+    if not run.settings.in_turn:
+        return step("fit", fit_side_by_side, run, parent)
+    fitted: dict[str, Fitted] = {}
+    for part in run.by_fold:
+        for name in run.networks:
+            if name not in fitted or fitted[name]["error"] is None:
+                fitted[name] = step(f"fit {part.title(name)}", fit_forecaster, part, parent, name)
+    return [fitted[name] for name in run.networks]
 
 
 def fit_side_by_side(run: Run, parent: str | None) -> list[Fitted]:
     """Fit every forecaster, several at a time; those that an interrupted attempt finished are not fitted again."""
-    # Those in partitions come after the others: each is shared out by itself.
-    apart = [name for name in run.networks if run.training(name).get("partitions", 1) > 1]
-    tasks = {f"fit {name}": (run.elsewhere, parent, name) for name in run.networks if name not in apart}
-    done = map_tasks(fit_once, tasks, run.settings, run.reporter)
-    fitted = {f["name"]: f for f in done.values()} | {n: fit_once(run.reporter, run, parent, n) for n in apart}
+    failed = {f["name"]: f for f in _fit_beside(run, run.by_fold[:-1], parent, list(run.networks)) if f["error"]}
+    going_on = [name for name in run.networks if name not in failed]
+    fitted = failed | {f["name"]: f for f in _fit_beside(run, [run], parent, going_on)}
     return [fitted[name] for name in run.networks]
 
 
+def _fit_beside(run: Run, parts: Sequence[Run], parent: str | None, names: Sequence[str]) -> list[Fitted]:
+    # Those in partitions come after the others: each is shared out by itself.
+    apart = [name for name in names if run.training(name).get("partitions", 1) > 1]
+    tasks = {
+        f"fit {part.title(name)}": (part.elsewhere, parent, name)
+        for part in parts
+        for name in names
+        if name not in apart
+    }
+    done = map_tasks(fit_once, tasks, run.settings, run.reporter)
+    return [*done.values(), *(fit_once(run.reporter, part, parent, name) for part in parts for name in apart)]
+
+
 def fit_once(reporter: Reporter, run: Run, parent: str | None, name: str) -> Fitted:
-    """Fit one forecaster, and leave a note of it in the run's folder; return what a note there says."""
-    note = run.folder / "fitted" / f"{name}.json"
+    """Fit one forecaster, and leave a note of it in its fold's folder; return what a note there says."""
+    note = run.workshop / "fitted" / f"{name}.json"
     if note.is_file():
         known: Fitted = json.loads(note.read_text())
         return known
@@ -60,7 +79,7 @@ def fit_once(reporter: Reporter, run: Run, parent: str | None, name: str) -> Fit
             f"{run.folder} holds no data: HINDCAST_HOME must lie on a file system that all machines share"
         )
     fitted = fit_forecaster(run.told_to(reporter), parent, name)
-    note.parent.mkdir(exist_ok=True)
+    note.parent.mkdir(parents=True, exist_ok=True)
     draft = note.with_suffix(".draft")
     draft.write_text(json.dumps(fitted))
     draft.replace(note)
@@ -75,13 +94,15 @@ def fit_forecaster(run: Run, parent: str | None, name: str) -> Fitted:
     try:
         return {"name": name, "run_id": _fit_tracked(run, parent, name), "error": None}
     except TrainingError as error:
-        run.reporter.done(name)
-        run.reporter.say(f"{name} failed: {error}")
-        return {"name": name, "run_id": None, "error": str(error)}
+        title = run.title(name)
+        run.reporter.done(title)
+        run.reporter.say(f"{title} failed: {error}")
+        return {"name": name, "run_id": None, "error": str(error) if title == name else f"{title}: {error}"}
 
 
 def _fit_tracked(run: Run, parent: str | None, name: str) -> str | None:
-    if parent is None:
+    # A candidate has one run in MLflow, and that is of the model which may be published.
+    if parent is None or run.fold is not None:
         _fit(run, name, log_nothing)
         return None
     params = {"network": run.networks[name].model_dump(), "training": run.training(name)}
@@ -91,7 +112,7 @@ def _fit_tracked(run: Run, parent: str | None, name: str) -> str | None:
 
 
 def _fit(run: Run, name: str, log: Log) -> None:
-    job, spec = run.job, run.spec_of(name)
+    job, spec, title = run.job, run.spec_of(name), run.title(name)
     train = Windows(run.tensors, spec.input_size, job.horizon, 0, run.split.validation)
     validation = Windows(run.tensors, spec.input_size, job.horizon, run.split.validation, run.split.test)
     candidate = run.candidate(name)
@@ -102,14 +123,14 @@ def _fit(run: Run, name: str, log: Log) -> None:
 
         def log_and_report(metrics: Mapping[str, float], epoch: int) -> None:
             log(metrics, epoch)
-            run.reporter.epoch(name, epoch, config.max_epochs * config.members, metrics)
+            run.reporter.epoch(title, epoch, config.max_epochs * config.members, metrics)
 
         warm = _warm_start(run, name, spec) if config.start == "warm" else None
         with _fitting_of(run, config) as fitting:
             result = fit(spec, config, train, validation, log_and_report, warm=warm, fitting=fitting)
-        run.reporter.done(name)
+        run.reporter.done(title)
         run.reporter.say(
-            f"{name}: best epoch {result.best_epoch} of {result.epochs} ({result.stopped_by}), "
+            f"{title}: best epoch {result.best_epoch} of {result.epochs} ({result.stopped_by}), "
             f"{result.seconds:.1f} s, {result.forecasts_seen / result.seconds:,.0f} forecasts/s"
         )
         network = result.network
@@ -124,7 +145,7 @@ def _fitting_of(run: Run, config: TrainingConfig) -> Iterator[FittingFactory | N
     if config.partitions == 1:
         yield None
         return
-    home = run.folder / f"partitions-{config.partitions}"
+    home = run.workshop / f"partitions-{config.partitions}"
     paths = write_partitions(run.panel.before(run.split.test), home, config.partitions)
     with open_fan_out(run.settings, run.reporter, len(paths)) as fan_out:
 

@@ -12,11 +12,11 @@ from forecasting.errors import JobError, PanelError, SourceError
 from forecasting.panel import Columns, Panel, save_panel
 from forecasting.price_panel import build_price_panel
 from pipelines.run import Run
-from training.backtest import plan_split
 from training.job import JobConfig
 from training.sources.base import SourceContext
 from training.sources.ledger import LedgerSource
 from training.universe import Universe, load_universe
+from training.walk_forward import plan_folds
 
 MOST_NAMED = 20
 """Most series a message names."""
@@ -39,9 +39,11 @@ def load_data(run: Run) -> str:
     for problem in left_out.values():
         run.reporter.say(f"left out: {problem}")
     # Once, here: found later it would be found by every forecaster again.
-    plan_split(panel, job)
+    folds = plan_folds(panel, job)
     save_panel(panel, run.folder / "panel.npz")
     run.reporter.say(f"{job.name}: {panel.describe()}")
+    if len(folds) > 1:
+        run.reporter.say(f"{job.name}: {len(folds)} folds, refitted every {job.evaluation.refit_every} steps")
     return panel.describe()
 
 

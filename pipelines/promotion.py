@@ -86,6 +86,7 @@ def decide(
     lags: int,
     refresh: bool = False,
     account: Account | None = None,
+    meeting: Evidence | None = None,
 ) -> Decision:
     """Promote a challenger that beats the seasonal naive, and of which it is shown that it beats the champion.
 
@@ -102,8 +103,10 @@ def decide(
         lags: neighbouring cutoffs whose forecasts overlap.
         refresh: whether the challenger is the champion's configuration trained anew.
         account: the looks before this one, of the same kind.
+        meeting: what the challenger showed where the champion was asked; default everywhere. A champion has
+            learned from what the earlier folds of a walk-forward are tested on.
     """
-    case = _Case(challenger, champion, seasonal_naive, gate, lags, refresh, account or Account())
+    case = _Case(challenger, champion, seasonal_naive, gate, lags, refresh, account or Account(), meeting)
     found = compare_losses(challenger.losses_KN, seasonal_naive.losses_KN, lags)
     case.numbers["p_value_seasonal_naive"] = found.p_value
     if not math.isfinite(challenger.score):
@@ -130,11 +133,14 @@ class _Case:
         lags: int,
         refresh: bool,
         account: Account,
+        meeting: Evidence | None,
     ) -> None:
+        self.met = meeting or challenger
         self.challenger, self.gate, self.lags, self.account = challenger, gate, lags, account
         self.level = account.level(gate) / 2
         rivals = {"challenger": challenger, "champion": champion, "seasonal_naive": seasonal_naive}
         known = champion is not None and math.isfinite(champion.score)
+        apart = {} if meeting is None else {"met": {"score": meeting.score, "cutoffs": len(meeting.losses_KN)}}
         self.numbers: dict[str, Any] = {
             "kind": ("refresh" if refresh else "new") if known else "first",
             "metric": gate.metric,
@@ -142,6 +148,7 @@ class _Case:
             "lags": lags,
             "cutoffs": len(challenger.losses_KN),
             "scores": {role: finite(rival.score) for role, rival in rivals.items() if rival is not None},
+            **apart,
         }
         if known:
             # Whoever stands before a champion has taken a look at it, however it ends.
@@ -153,7 +160,7 @@ class _Case:
     def compare(self, champion: Evidence, share: float = 0.0) -> tuple[Comparison, float, str]:
         """Test against the champion; return what was found, the margin, and the sentence for the reason."""
         margin = share * _mean(champion.losses_KN) if share else 0.0
-        found = compare_losses(self.challenger.losses_KN, champion.losses_KN, self.lags, margin)
+        found = compare_losses(self.met.losses_KN, champion.losses_KN, self.lags, margin)
         self.numbers |= {
             "p_value": found.p_value,
             "difference": finite(found.difference),
@@ -163,13 +170,13 @@ class _Case:
             "trial_level": self.level,
         }
         proof = f"p={found.p_value:.2g}, level {self.level:.2g} at look {self.account.looks + 1}"
-        return found, margin, f"{_scores(self.challenger, champion)} ({proof})"
+        return found, margin, f"{_scores(self.met, champion)} ({proof})"
 
 
 def _succeed(case: _Case, champion: Evidence, skill: str) -> Decision:
     """Judge whether a challenger of another make is better than the champion."""
     found, _, told = case.compare(champion)
-    if case.challenger.score > champion.score or found.difference > 0:
+    if case.met.score > champion.score or found.difference > 0:
         return case.conclude("keep", f"{told}; worse than the champion")
     if found.difference == 0:
         return case.conclude("keep", f"{told}; no better than the champion")

@@ -31,11 +31,13 @@ from forecasting.registry import (
     watch_previous,
 )
 from ledger.decisions import GATE, DecisionStore, RecordedDecision
-from pipelines.comparison import TAG_TRAINING, Report, backtest_all, evidence, training_digest
+from pipelines.champion import TAG_TRAINING, training_digest
+from pipelines.comparison import Report, backtest_all, case_of
 from pipelines.fitting import fit_all
 from pipelines.load import dataset_of, load_data
 from pipelines.promotion import VERDICTS, Account, Decision, decide
-from pipelines.run import Run
+from pipelines.rivals import RIVALS_ASKED
+from pipelines.run import FOLDS, Run
 from pipelines.steps import StepRunner, run_now
 from pipelines.trial import TAG_TRACKING_RUN, as_decision, tags_of
 from training.backtest import leaderboard
@@ -43,6 +45,9 @@ from training.job import JobConfig
 
 TAG_RUN_KEY = "hindcast.run_key"
 """Marks a version with the retraining that published it, so that a repeated step finds it again."""
+
+TAG_VERDICT = "hindcast.verdict"
+"""Says of a stock job's version and training whether there is skill, in what, and against whom."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +148,8 @@ def _carrying_through(run: Run) -> Iterator[None]:
 def open_tracking(run: Run) -> str:
     """Open the parent run in MLflow and return its id."""
     # Notes of an attempt that was given up speak of runs below another parent.
-    shutil.rmtree(run.folder / "fitted", ignore_errors=True)
+    for made in ("fitted", FOLDS, RIVALS_ASKED):
+        shutil.rmtree(run.folder / made, ignore_errors=True)
     return run.tracker.start_training(run.panel, {TAG_RUN_KEY: run.key})
 
 
@@ -160,8 +166,11 @@ def publish_best(run: Run, parent: str, report: Report) -> str:
     version = _published(run)
     if version is None:
         run.tracker.finish_training(parent, leaderboard(report["scores"], run.job.gate.metric), best)
+        verdict = {} if report["verdict"] is None else {TAG_VERDICT: report["verdict"]}
+        run.tracker.decide(parent, verdict)
         tags = {
             TAG_RUN_KEY: run.key,
+            **verdict,
             "hindcast.candidate": best,
             TAG_TRAINING: training_digest(run, best),
             **ledger_tags(run.job),
@@ -220,23 +229,25 @@ def decide_promotion(run: Run, parent: str, report: Report, version: str) -> dic
 
 
 def _ask_gate(run: Run, report: Report, version: str, key: str) -> Decision:
-    gate, champion = run.job.gate, report["champion"]
+    case = case_of(run, report)
     decision = decide(
-        evidence(run, report, report["best"]),
-        None if champion is None else evidence(run, report, champion),
-        evidence(run, report, "seasonal_naive"),
-        gate,
+        case.challenger,
+        case.champion,
+        case.seasonal_naive,
+        run.job.gate,
         lags=math.ceil(run.job.horizon / run.job.step_size) - 1,
         refresh=report["refresh"],
         account=account_of(run.ledger.decisions, run.job, "refresh" if report["refresh"] else "new", key),
+        meeting=case.meeting,
     )
     action, reason = decision.action, decision.reason
     if report["not_compared"]:
         reason += f" ({report['not_compared']})"
+    numbers = decision.numbers if report["verdict"] is None else decision.numbers | {"verdict": report["verdict"]}
     taken = resolve_or_none(run.registry, run.job.name, SHADOW)
     if action == "shadow" and taken is not None and taken.version != version:
         action, reason = "keep", f"{reason}; version {taken.version} is in the shadow"
-    return Decision(action, reason, decision.numbers)
+    return Decision(action, reason, numbers)
 
 
 def account_of(decisions: DecisionStore, job: JobConfig, kind: str, key: str) -> Account:

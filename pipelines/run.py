@@ -19,12 +19,15 @@ from ledger.ledger import Ledger, open_ledger
 from ledger.moments import Clock, utc_now
 from pipelines.report import LogReporter, Reporter
 from pipelines.settings import PipelineSettings
-from training.backtest import plan_split
 from training.baselines import baseline_specs
 from training.fit import pick_device
 from training.job import Candidate, JobConfig, load_job, parse_job
 from training.tracking import Tracker
+from training.walk_forward import plan_folds
 from training.windows import PanelTensors, Split
+
+FOLDS = "folds"
+"""Where in a run's folder the earlier folds have theirs."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,8 @@ class Run:
     """The run learns what the ledger knew at this moment. Default: when it is first read, and so ever after."""
     clock: Clock = utc_now
     """Tells the time of what is recorded."""
+    fold: int | None = None
+    """The earlier fold of a walk-forward it works in. Default: the last one, whose model is published."""
 
     @cached_property
     def job(self) -> JobConfig:
@@ -103,8 +108,33 @@ class Run:
         return PanelTensors(known, self.job.target.transform, device, self.covariates)
 
     @cached_property
+    def folds(self) -> tuple[Split, ...]:
+        """Return every fold of the evaluation, in the order of time; one, unless the job is refitted in it."""
+        return plan_folds(self.panel, self.job)
+
+    @cached_property
     def split(self) -> Split:
-        return plan_split(self.panel, self.job)
+        return self.folds[-1 if self.fold is None else self.fold]
+
+    @property
+    def by_fold(self) -> "tuple[Run, ...]":
+        """Return the run at work in each of its folds; the last is the run itself."""
+        return (*(self._in_fold(fold) for fold in range(len(self.folds) - 1)), self)
+
+    def _in_fold(self, fold: int) -> "Run":
+        part = replace(self, fold=fold)
+        vars(part).update(panel=self.panel, folds=self.folds)
+        return part
+
+    @property
+    def cutoffs(self) -> tuple[int, ...]:
+        """Return the test cutoffs of all folds."""
+        return tuple(cutoff for split in self.folds for cutoff in split.cutoffs)
+
+    def title(self, name: str) -> str:
+        """Return what a forecaster is called while it is at work: with its fold, where there are several."""
+        count = len(self.folds)
+        return name if count == 1 else f"{name}, fold {count if self.fold is None else self.fold + 1} of {count}"
 
     @property
     def history_needed(self) -> int:
@@ -120,9 +150,14 @@ class Run:
         """Return a candidate by name, None for a baseline."""
         return next((c for c in self.job.candidates if c.name == name), None)
 
+    @property
+    def workshop(self) -> Path:
+        """Return where lies what is made in its fold: for the last one the run's own folder."""
+        return self.folder if self.fold is None else self.folder / FOLDS / str(self.fold + 1)
+
     def artifact(self, name: str) -> Path:
         """Return where a forecaster's artefact lies in the run's folder."""
-        return self.folder / "artifacts" / name
+        return self.workshop / "artifacts" / name
 
     @property
     def elsewhere(self) -> "Run":

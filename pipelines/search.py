@@ -19,7 +19,7 @@ import pandas as pd
 from optuna.trial import FrozenTrial, TrialState
 
 from forecasting.errors import HindcastError, JobError, TrainingError
-from pipelines.comparison import backtest_of
+from pipelines.asking import backtest_of
 from pipelines.fitting import fit_forecaster
 from pipelines.load import load_data
 from pipelines.report import Reporter
@@ -124,6 +124,8 @@ def search(run: Run, config: SearchConfig) -> Found:
     # Known before the data are loaded, which can take long.
     build_space(run.job, config, 0)
     load_data(run)
+    # Of a walk-forward the first fold: what a later one validates on is what an earlier one is tested on.
+    run = run.by_fold[0]
     space = build_space(run.job, config, _longest_default(run))
     _require_history(run, space)
     digests = space.digests(run.panel.digest())
@@ -366,7 +368,9 @@ def _run_of_trial(run: Run, job_text: str, reporter: Reporter) -> Run:
     """Return the run of a job with one candidate changed, which knows nothing of the test block."""
     asked = replace(run, job_text=job_text, reporter=reporter)
     # What the run would load and place on the device is there already, and the same for every trial.
-    vars(asked).update(panel=run.panel.before(run.split.test), split=run.split, tensors=run.tensors)
+    vars(asked).update(
+        panel=run.panel.before(run.split.test), folds=run.folds, split=run.split, tensors=run.tensors
+    )
     return asked
 
 

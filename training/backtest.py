@@ -52,7 +52,7 @@ MOST_VALIDATION_CUTOFFS = 60
 
 
 def plan_split(panel: Panel, job: JobConfig) -> Split:
-    """Divide the grid into training, validation and test, in the order of time.
+    """Divide the grid into training, validation and test, in the order of time; an embargo may precede the test.
 
     Raises:
         TrainingError: the data is too short for the evaluation the job asks for, or the validation block for
@@ -61,7 +61,7 @@ def plan_split(panel: Panel, job: JobConfig) -> Split:
     last_cutoff = panel.n_steps - 1 - job.horizon
     windows = job.evaluation.n_windows
     cutoffs = tuple(last_cutoff - job.step_size * k for k in reversed(range(windows)))
-    test = cutoffs[0] + 1
+    test = cutoffs[0] + 1 - job.embargo
     default = max(job.horizon + 20, round(VALIDATION_SHARE * panel.n_steps))
     size = job.evaluation.validation_size or default
     fewest = job.horizon + FEW_RESIDUALS - 1
@@ -72,12 +72,13 @@ def plan_split(panel: Panel, job: JobConfig) -> Split:
         )
     longest = max(network.input_size for network in baseline_specs(job).values())
     if test - size < longest + job.horizon:
-        tested = panel.n_steps - test
+        tested = panel.n_steps - 1 - cutoffs[0]
+        embargo = f"embargo {job.embargo} + " if job.embargo else ""
         raise TrainingError(
             f"job {job.name!r} has {panel.n_steps} steps of data and needs at least "
-            f"{longest + job.horizon + size + tested}: longest window {longest} (the largest input_size, or the "
-            f"season of {job.season} and one) + horizon {job.horizon} + validation {size} + test {tested} "
-            f"({windows} windows, step {job.step_size})"
+            f"{longest + job.horizon + size + job.embargo + tested}: longest window {longest} (the largest "
+            f"input_size, or the season of {job.season} and one) + horizon {job.horizon} + validation {size} + "
+            f"{embargo}test {tested} ({windows} windows, step {job.step_size})"
         )
     return Split(validation=test - size, test=test, cutoffs=cutoffs)
 

@@ -64,6 +64,11 @@ LOSSES: dict[Head, tuple[LossKind, ...]] = {
 }
 """What each head can be fitted with, its usual loss first."""
 
+RivalName = Literal[
+    "random_walk", "historical", "ewma", "garch", "garch_t", "gjr_garch_t", "gjr_garch_skewt", "har"
+]
+"""The rivals of training.econometrics, the plainest first."""
+
 GateMetric = Literal["crps", "mae", "rmse", "mase", "rmsse"]
 
 
@@ -227,6 +232,23 @@ class EvaluationConfig(_Section):
         None,
         ge=1,
         description="Steps before the test block that choose and calibrate; default 15 % of the data.",
+    )
+    refit_every: int | None = Field(
+        None,
+        ge=1,
+        description="Walk-forward: steps after which everything is fitted anew, on what is known by then. "
+        "Default none: one fit before the test block.",
+    )
+    embargo: int | None = Field(
+        None,
+        ge=0,
+        description="Steps kept unused between what is learned from and the first cutoff tested; default none, "
+        "with refit_every the horizon, which is the fewest there.",
+    )
+    rivals: tuple[RivalName, ...] | None = Field(
+        None,
+        description="Econometric rivals of a job with transform log_return. Default all that its data and horizon "
+        "allow, within a bound on their cost.",
     )
 
 
@@ -529,6 +551,25 @@ class JobConfig(_Section):
             raise ValueError("schedule.after_close takes an exchange: name one in schedule.sessions, such as XNYS")
         return self
 
+    @model_validator(mode="after")
+    def _evaluation_fits_the_rest(self) -> "JobConfig":
+        told = self.evaluation
+        if told.rivals and self.target.transform != "log_return":
+            raise ValueError("evaluation.rivals forecast returns: they take target.transform log_return")
+        if told.refit_every is None:
+            return self
+        if told.embargo is not None and told.embargo < self.horizon:
+            raise ValueError(
+                f"evaluation.embargo is {told.embargo}; with refit_every it takes the horizon of {self.horizon}"
+            )
+        warm = next((c.name for c in self.candidates if self.training_of(c).start == "warm"), None)
+        if warm is not None:
+            raise ValueError(
+                f"candidate {warm!r} starts warm, and the champion has learned from what earlier folds are tested "
+                f"on; with evaluation.refit_every everything starts from scratch"
+            )
+        return self
+
     def digest(self) -> str:
         """Return the SHA-256 of all that has a part in what is trained: neither the schedule nor the search."""
         content = self.model_dump_json(exclude={"schedule", "search"})
@@ -558,6 +599,12 @@ class JobConfig(_Section):
         return self.evaluation.step_size or self.horizon
 
     @property
+    def embargo(self) -> int:
+        """Return the steps kept unused before the first cutoff of a fold."""
+        told = self.evaluation
+        return (0 if told.refit_every is None else self.horizon) if told.embargo is None else told.embargo
+
+    @property
     def session_calendar(self) -> str | None:
         """Return the exchange whose sessions the schedule follows, if any."""
         named = self.schedule.sessions if self.schedule else None
@@ -578,7 +625,7 @@ class JobConfig(_Section):
             season_length=self.season,
             horizon=self.horizon,
             level=self.level,
-            quantiles=quantiles_for(self.level),
+            quantiles=quantiles_for(self.level, self.target.transform),
             transform=self.target.transform,
             covariates=covariates or CovariatesSpec(),
             network=network,

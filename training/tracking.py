@@ -145,6 +145,27 @@ class Tracker:
         run.log_test(test, title, figures=figures)
 
     @translated(STORE)
+    def log_folds(self, run_id: str, scores: Sequence[Mapping[str, float]]) -> None:
+        """Write what a candidate showed in each fold as `fold/crps` and so on, with the fold as the step."""
+        run = CandidateRun(self._client, run_id)
+        for fold, one in enumerate(scores, start=1):
+            run.log_scores("fold", one, fold)
+
+    @translated(STORE)
+    def log_returns(
+        self,
+        run_id: str,
+        scores: Mapping[str, float],
+        p_values: Mapping[str, float],
+        figures: Mapping[str, Any],
+    ) -> None:
+        """Write what a candidate's forecasts of returns are worth, beside each rival, and their figures."""
+        run = CandidateRun(self._client, run_id)
+        run.log_scores("test", scores)
+        run.log_scores("dm_p", p_values)
+        run.log_figures(figures)
+
+    @translated(STORE)
     def log_skill(self, run_id: str, scores: Mapping[str, float], seasonal_naive: Mapping[str, float]) -> None:
         """Write a candidate's skill against the seasonal naive: 0 is no better, 1 is perfect."""
         skill = {name: 1.0 - scores[name] / seasonal_naive[name] for name in SKILLS if seasonal_naive[name]}
@@ -210,9 +231,9 @@ class CandidateRun:
         """Write an epoch's metrics; the training loop is handed this as its `log`."""
         self._log(metrics, epoch)
 
-    def log_scores(self, block: str, scores: Mapping[str, float]) -> None:
+    def log_scores(self, block: str, scores: Mapping[str, float], step: int = 0) -> None:
         """Write scores as `test/crps`, `val/crps` and so on."""
-        self._log({f"{block}/{name}": value for name, value in scores.items()}, 0)
+        self._log({f"{block}/{name}": value for name, value in scores.items()}, step)
 
     @translated(STORE)
     def set_tags(self, tags: Mapping[str, str]) -> None:
@@ -229,6 +250,14 @@ class CandidateRun:
             trials.to_parquet(folder / "tables" / "trials.parquet")
             for name, figure in figures.items():
                 save_html(figure, folder / "figures" / f"{name}.html")
+            self._client.log_artifacts(self.run_id, scratch)
+
+    @translated(STORE)
+    def log_figures(self, figures: Mapping[str, Any]) -> None:
+        """Write figures as pages."""
+        with tempfile.TemporaryDirectory() as scratch:
+            for name, figure in figures.items():
+                save_html(figure, Path(scratch) / "figures" / f"{name}.html")
             self._client.log_artifacts(self.run_id, scratch)
 
     @translated(STORE)

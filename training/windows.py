@@ -29,7 +29,10 @@ CELLS_AT_ONCE = 500_000
 
 @dataclass(frozen=True)
 class Split:
-    """Positions on the panel's grid: targets before `validation` train, before `test` choose, the rest test."""
+    """Positions on the panel's grid: targets before `validation` train, those before `test` choose and calibrate.
+
+    From `test` on nothing is learned from. The first cutoff is the step before it, or an embargo later.
+    """
 
     validation: int
     test: int

@@ -15,17 +15,21 @@ from pathlib import Path
 from forecasting.errors import HindcastError, InputError
 from ledger.ledger import open_ledger
 from ledger.runs import PATIENCE, STATES, RunRecord, State
+from pipelines.asking import whole_backtest
 from pipelines.commands.jobs import list_jobs
-from pipelines.comparison import backtest_of
-from pipelines.console import out, print_leaderboard, print_table, reporting
+from pipelines.comparison import Report
+from pipelines.console import out, print_outcome, print_table, reporting
 from pipelines.fanout import map_tasks
 from pipelines.recorded import describe, retrain_recorded
 from pipelines.report import Reporter
 from pipelines.retrain import Outcome, backtest, train
+from pipelines.returns import save_returns
+from pipelines.rivals import load_rival
 from pipelines.run import Run, new_run, use_threads
 from pipelines.schedule import Worker, find_jobs
 from pipelines.search import search, show_setting
 from pipelines.settings import PipelineSettings
+from training.backtest import Backtest
 from training.figures import (
     error_by_step_figure,
     forecast_figure,
@@ -141,8 +145,7 @@ def retrain_job(settings: PipelineSettings, job: Path, key: str | None = None, *
             run.discard()
         record = ledger.runs.get(run.key)
     if outcome is not None:
-        metric = run.job.gate.metric
-        print_leaderboard(outcome.job, outcome.leaderboard(metric), metric, outcome.report["best"])
+        print_outcome(outcome, run.job.gate.metric)
         return
     if record is not None and record.state == "failed":
         raise HindcastError(describe(record))
@@ -210,7 +213,7 @@ def backtest_job(
     def run_and_save(run: Run) -> Outcome:
         outcome = backtest(run)
         if to is not None:
-            _save_backtests(run, [name for name in run.networks if name in outcome.report["scores"]], to)
+            _save_backtests(run, outcome.report, to)
         if picture is not None:
             _save_picture(run, outcome.report["best"], picture, n_cutoffs)
         return outcome
@@ -225,24 +228,36 @@ def _train_with(settings: PipelineSettings, job: Path, how: Callable[[Run], Outc
             outcome = how(run)
         finally:
             run.discard()
-    metric = run.job.gate.metric
-    print_leaderboard(outcome.job, outcome.leaderboard(metric), metric, outcome.report["best"])
+    print_outcome(outcome, run.job.gate.metric)
     return outcome
 
 
-def _save_backtests(run: Run, names: Sequence[str], folder: Path) -> None:
+def _save_backtests(run: Run, report: Report, folder: Path) -> None:
+    names = [name for name in run.networks if name in report["scores"]]
     for name in names:
-        test = backtest_of(run, run.artifact(name), run.split.cutoffs)
-        (folder / name).mkdir(parents=True, exist_ok=True)
-        test.to_frame().to_parquet(folder / name / "forecasts.parquet")
-        test.per_series().to_parquet(folder / name / "per_series.parquet")
+        test = whole_backtest(run, name)
+        _save_tables(test, folder / name)
         save_html(forecast_figure(test, name), folder / name / "forecast.html")
         save_html(error_by_step_figure(test, name), folder / name / "error_by_step.html")
-    run.reporter.say(f"forecasts and figures of {len(names)} models are in {folder}")
+    rivals, needed = report["rivals"], report["history_needed"]
+    for name in rivals:
+        _save_tables(load_rival(run, name, needed).test, folder / name)
+    if report["verdict"] is not None:
+        for candidate in run.job.candidates:
+            if candidate.name in names:
+                save_returns(run, candidate.name, needed, rivals, folder / candidate.name)
+    beside = f", and forecasts of {len(rivals)} rivals" if rivals else ""
+    run.reporter.say(f"forecasts and figures of {len(names)} models{beside} are in {folder}")
+
+
+def _save_tables(test: Backtest, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    test.to_frame().to_parquet(folder / "forecasts.parquet")
+    test.per_series().to_parquet(folder / "per_series.parquet")
 
 
 def _save_picture(run: Run, best: str, path: Path, n_cutoffs: int) -> None:
-    test = backtest_of(run, run.artifact(best), run.split.cutoffs)
+    test = whole_backtest(run, best)
     if n_cutoffs == 1:
         save_forecast_picture(test, run.job.name, path)
     else:

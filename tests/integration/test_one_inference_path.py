@@ -11,7 +11,7 @@ import pytest
 
 from forecasting.calendar import format_timestamp
 from forecasting.registry import open_registry, promote
-from pipelines.comparison import backtest_of
+from pipelines.asking import backtest_of
 from pipelines.retrain import retrain
 from pipelines.run import Run, new_run
 from pipelines.settings import PipelineSettings

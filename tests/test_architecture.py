@@ -33,7 +33,7 @@ ROOMS = {
     "opentelemetry": {"service/tracing.py"},
     "optuna": {"training/search.py", "pipelines/search.py"},
     "plotly": {"training/density_figures.py", "training/figures.py"},
-    "prometheus_client": {"service/telemetry.py"},
+    "prometheus_client": {"service/telemetry.py", "service/streams/telemetry.py"},
     "ray": {"pipelines/fanout.py"},
     "rich": {"pipelines/console.py"},
     "safetensors": {"forecasting/artifact.py"},

@@ -18,7 +18,6 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from forecasting.errors import SourceError
-from training.sources.wall_clock import split_unread
 
 FloatArray = NDArray[np.float64]
 
@@ -122,10 +121,15 @@ def factors_by_session(traded: pd.DataFrame) -> Factors:
         raise SourceError(f"{reason}{f', on {_day(traded.index[place[0]])}' if place else ''}") from error
 
 
-def adjust_rows(frame: pd.DataFrame, quoted: Quoted) -> pd.DataFrame:
+def adjust_rows(frame: pd.DataFrame, ds: pd.Series, quoted: Quoted) -> pd.DataFrame:
     """Adjust the prices of a long frame forwards, each share by its own actions, whatever the order of rows.
 
-    A value that is no number is left as it is, for the panel to refuse.
+    A value that is no number is left as it is, for the panel to refuse, and so is a row without a timestamp.
+
+    Args:
+        frame: long, with prices and actions beside `unique_id`.
+        ds: the timestamps of its rows, NaT where one could not be read.
+        quoted: what the prices are.
 
     Raises:
         SourceError: a column is absent, or an action cannot be; the message has the share and the session.
@@ -136,7 +140,6 @@ def adjust_rows(frame: pd.DataFrame, quoted: Quoted) -> pd.DataFrame:
             f"adjust: forward takes the columns Close, {', '.join(ACTIONS)}; there is no {', '.join(absent)}: "
             "say with columns what the file calls them"
         )
-    ds, _ = split_unread(frame["ds"])
     priced = [name for name in (*OHLC, VOLUME) if name in frame.columns]
     values = frame[[*priced, *ACTIONS]].apply(_to_numbers).assign(ds=ds)
     shares = values[ds.notna()].groupby(frame["unique_id"], sort=False)

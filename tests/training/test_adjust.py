@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from forecasting.errors import SourceError
-from training.adjust import ACTIONS, FACTOR, OHLC, adjust_forward, adjust_rows, forward_factors, to_traded
+from training.adjust import ACTIONS, FACTOR, OHLC, Quoted, adjust_forward, adjust_rows, forward_factors, to_traded
 
 SESSIONS = pd.bdate_range("2024-01-01", periods=8).as_unit("us")
 
@@ -104,6 +104,10 @@ def test_factors_have_no_look_ahead_in_missing_values_either() -> None:
         np.testing.assert_array_equal(part.price_T, whole.price_T[:n])
 
 
+def adjusted_rows(frame: pd.DataFrame, quoted: Quoted) -> pd.DataFrame:
+    return adjust_rows(frame, frame["ds"], quoted)
+
+
 def rows() -> pd.DataFrame:
     one = traded([100, 110, 55, 60.5], splits={2: 2.0}).assign(unique_id="one")
     two = traded([10, 10, 9, 9], dividends={2: 1.0}).assign(unique_id="two")
@@ -113,7 +117,7 @@ def rows() -> pd.DataFrame:
 @pytest.mark.parametrize("seed", [0, 1])
 def test_rows_are_adjusted_share_by_share_in_any_order(seed: int) -> None:
     shuffled = rows().sample(frac=1, random_state=seed).reset_index(drop=True)
-    adjusted = adjust_rows(shuffled, "traded").sort_values(["unique_id", "ds"])
+    adjusted = adjusted_rows(shuffled, "traded").sort_values(["unique_id", "ds"])
     np.testing.assert_allclose(adjusted["Close"], [100, 110, 110, 121, 10, 10, 10, 10])
     assert adjusted["Volume"].tolist() == [1000, 1000, 500, 500, 1000, 1000, 1000, 1000]
 
@@ -123,26 +127,26 @@ def test_split_adjusted_rows_are_adjusted_to_the_same() -> None:
     quoted = frame.copy()
     quoted.loc[:1, OHLC] /= 2
     quoted.loc[:1, "Volume"] *= 2
-    pd.testing.assert_frame_equal(adjust_rows(quoted, "split_adjusted"), adjust_rows(frame, "traded"))
+    pd.testing.assert_frame_equal(adjusted_rows(quoted, "split_adjusted"), adjusted_rows(frame, "traded"))
 
 
 def test_a_session_that_is_there_twice_is_split_once_and_a_contradiction_stays_one() -> None:
     frame = rows()
     twice = pd.concat([frame, frame.iloc[[2]].assign(Close=56.0)], ignore_index=True)
-    adjusted = adjust_rows(twice, "traded")
+    adjusted = adjusted_rows(twice, "traded")
     assert adjusted["Close"].iloc[[2, 3, 8]].tolist() == [110, 121, 112]
 
 
 def test_what_is_no_number_is_left_for_the_panel_to_refuse() -> None:
     frame = rows().astype({"Close": object})
     frame.loc[1, "Close"] = "n/a?"
-    adjusted = adjust_rows(frame, "traded")
+    adjusted = adjusted_rows(frame, "traded")
     assert adjusted["Close"].tolist()[:4] == [100, "n/a?", 110, 121]
 
 
 def test_columns_that_are_absent_are_named() -> None:
     with pytest.raises(SourceError, match="there is no Dividends, Stock Splits"):
-        adjust_rows(rows().drop(columns=ACTIONS), "traded")
+        adjusted_rows(rows().drop(columns=ACTIONS), "traded")
 
 
 def test_a_share_with_an_impossible_action_is_named() -> None:
@@ -151,4 +155,12 @@ def test_a_share_with_an_impossible_action_is_named() -> None:
     with pytest.raises(
         SourceError, match="series 'two': a dividend is not below the close before it, on 2024-01-03"
     ):
-        adjust_rows(frame, "traded")
+        adjusted_rows(frame, "traded")
+
+
+def test_a_row_without_a_timestamp_is_left_as_it_is() -> None:
+    frame = rows()
+    ds = frame["ds"].mask(frame.index == 3)
+    adjusted = adjust_rows(frame, ds, "traded")
+    assert adjusted["Close"].tolist()[:4] == [100, 110, 110, 60.5]
+    assert np.isnan(adjusted[FACTOR].iloc[3])

@@ -18,7 +18,7 @@ from pydantic import Field, field_validator, model_validator
 from forecasting.errors import SourceError
 from training.adjust import Quoted, adjust_rows
 from training.sources.base import SourceConfig, SourceContext
-from training.sources.wall_clock import EPOCH_UNITS, TimeZone, read_timestamps
+from training.sources.wall_clock import EPOCH_UNITS, TimeZone, read_timestamps, split_unread
 
 NAMES = ("unique_id", "ds")
 MISSING = ("", "NA", "N/A", "NaN", "nan", "NAN", "null", "NULL", "None", "-")
@@ -89,7 +89,10 @@ class FileSource(SourceConfig):
             context.note(f"{path} holds no rows")
         frame = pd.concat([self._to_long(tables[path], path) for path in paths if path not in empty])
         frame = self._with_timestamps(frame.reset_index(drop=True), row_by_row=context.row_by_row)
-        return adjust_rows(frame, self.prices) if self.adjust == "forward" else frame
+        if self.adjust == "none":
+            return frame
+        ds, _ = split_unread(frame["ds"])
+        return adjust_rows(frame, ds, self.prices)
 
     @property
     @abstractmethod

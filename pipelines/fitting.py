@@ -40,7 +40,8 @@ def fit_all(run: Run, parent: str | None, step: StepRunner = run_now) -> list[Fi
     if not run.settings.in_turn:
         return step("fit", fit_side_by_side, run, parent)
     fitted: dict[str, Fitted] = {}
-    for part in run.by_fold:
+    for fold in range(len(run.folds)):
+        part = run.in_fold(fold)  # one at a time: its data are on the device
         for name in run.networks:
             if name not in fitted or fitted[name]["error"] is None:
                 fitted[name] = step(f"fit {part.title(name)}", fit_forecaster, part, parent, name)

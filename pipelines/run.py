@@ -119,9 +119,12 @@ class Run:
     @property
     def by_fold(self) -> "tuple[Run, ...]":
         """Return the run at work in each of its folds; the last is the run itself."""
-        return (*(self._in_fold(fold) for fold in range(len(self.folds) - 1)), self)
+        return tuple(self.in_fold(fold) for fold in range(len(self.folds)))
 
-    def _in_fold(self, fold: int) -> "Run":
+    def in_fold(self, fold: int) -> "Run":
+        """Return the run at work in a fold, counted from 0; the last is the run itself."""
+        if fold == len(self.folds) - 1:
+            return self
         part = replace(self, fold=fold)
         vars(part).update(panel=self.panel, folds=self.folds)
         return part

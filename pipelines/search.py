@@ -125,7 +125,7 @@ def search(run: Run, config: SearchConfig) -> Found:
     build_space(run.job, config, 0)
     load_data(run)
     # Of a walk-forward the first fold: what a later one validates on is what an earlier one is tested on.
-    run = run.by_fold[0]
+    run = run.in_fold(0)
     space = build_space(run.job, config, _longest_default(run))
     _require_history(run, space)
     digests = space.digests(run.panel.digest())

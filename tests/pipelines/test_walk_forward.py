@@ -10,8 +10,10 @@ from mlflow.tracking import MlflowClient
 
 from forecasting.errors import TrainingError
 from forecasting.registry import open_registry
+from pipelines import comparison
+from pipelines import search as search_module
 from pipelines.asking import whole_backtest
-from pipelines.fitting import fit_all, fit_once
+from pipelines.fitting import Fitted, fit_all, fit_once
 from pipelines.load import load_data
 from pipelines.retrain import backtest, retrain
 from pipelines.run import Run, new_run
@@ -19,6 +21,7 @@ from pipelines.settings import PipelineSettings
 from pipelines.steps import run_now
 from tests.pipelines.conftest import TINY
 from tests.pipelines.test_retrain import Listener, runs_of
+from training.job import SearchConfig
 
 N_STEPS, EMBARGO = 400, 6
 Change = Callable[[np.ndarray], None]
@@ -161,7 +164,7 @@ def test_side_by_side_makes_the_same(run: Run, job_file: Path, two: PipelineSett
 
 def test_a_killed_run_goes_on_where_it_stopped(run: Run, two: PipelineSettings) -> None:
     load_data(run)
-    first = run.by_fold[0]
+    first = run.in_fold(0)
     noted = fit_once(Listener(), first.elsewhere, None, "mlp")
     made = (first.artifact("mlp") / "weights.safetensors").stat().st_mtime_ns
     assert fit_once(Listener(), first.elsewhere, None, "mlp") == noted
@@ -218,3 +221,40 @@ def test_a_job_without_refits_has_its_artefacts_where_they_were(
     assert outcome.report["met"] == {}
     assert outcome.report["judged"] == outcome.report["best"]
     assert outcome.report["verdict"] is None
+
+
+def test_the_gate_takes_who_was_chosen_in_each_fold(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is tested in one fold is validated on in the next: taken for all, the last choice would look ahead."""
+    load_data(run)
+    fitted = fit_all(run, None)
+    choices = ["lstm", "mlp", "mlp"]
+    monkeypatch.setattr(comparison, "_choose", lambda *_: choices)
+    report = comparison.backtest_all(run, fitted)
+    assert (report["best"], report["judged"]) == ("mlp", comparison.CHOSEN)
+    mlp, lstm = (whole_backtest(run, name).loss_by_series("crps") for name in ("mlp", "lstm"))
+    case = comparison.case_of(run, report)
+    assert case.challenger.name == "mlp"
+    assert np.allclose(case.challenger.losses_KN, [*lstm[:2], *mlp[2:]])
+    assert case.challenger.score == report["scores"][comparison.CHOSEN]["crps"] != report["scores"]["mlp"]["crps"]
+
+
+def test_each_fold_chooses_by_its_own_validation_block(run: Run) -> None:
+    load_data(run)
+    shown = {
+        name: comparison.Shown({}, tuple({"crps": score} for score in scores), np.empty((0, 0)))
+        for name, scores in {"mlp": (1.0, 2.0, np.nan), "lstm": (2.0, 1.0, 5.0), "ridge": (0.0, 0.0, 0.0)}.items()
+    }
+    assert comparison._choose(run, shown) == ["mlp", "lstm", "lstm"], "a baseline is no candidate"
+
+
+def test_a_search_sees_nothing_any_fold_is_tested_on(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    handed: list[int] = []
+    original = search_module.fit_forecaster
+
+    def listen(asked: Run, parent: str | None, name: str) -> Fitted:
+        handed.append(asked.panel.n_steps)
+        return original(asked, parent, name)
+
+    monkeypatch.setattr(search_module, "fit_forecaster", listen)
+    search_module.search(run, SearchConfig(trials=1, candidate="mlp"))
+    assert handed == [run.folds[0].test]

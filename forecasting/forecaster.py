@@ -19,6 +19,8 @@ from forecasting.covariates import Covariates, future_columns, past_columns, sta
 from forecasting.errors import InputError
 from forecasting.networks import QuantileNetwork, build_network
 from forecasting.networks.base import CovariateTensors, Inputs
+from forecasting.networks.ensemble import Ensemble
+from forecasting.networks.volatility import Volatility
 from forecasting.spec import ForecasterSpec
 from forecasting.transforms import apply_transform, invert_transform
 
@@ -27,6 +29,19 @@ IntArray = NDArray[np.int64]
 
 BATCH = 4096
 """Windows in one forward pass; it bounds the memory of a large request, not its size."""
+
+
+class Density(NamedTuple):
+    """Skewed Student-t densities (Hansen, 1994) on the modelling scale, each `(B, H)`."""
+
+    location_BH: FloatArray
+    """The mean of the change since the last value known: of log prices, the cumulated return in percent."""
+    scale_BH: FloatArray
+    """The standard deviation."""
+    tail_BH: FloatArray
+    """The inverse of the degrees of freedom."""
+    skew_BH: FloatArray
+    """Between -1 and 1, below 0 where the left tail is the longer one."""
 
 
 class Forecaster:
@@ -64,6 +79,11 @@ class Forecaster:
             InputError: the histories are shorter than `input_size`, one holds no usable value, or the
                 covariates are not those of the spec.
         """
+        x_BL, mask_BL = self._modelled(y_BL, covariates)
+        return self.to_observed(self._forward_in_batches(x_BL, mask_BL, covariates))
+
+    def _modelled(self, y_BL: FloatArray, covariates: Covariates | None) -> tuple[FloatArray, NDArray[np.bool_]]:
+        """Return the histories on the modelling scale and what of them is known, both checked."""
         if y_BL.ndim != 2 or y_BL.shape[1] < self.input_size:
             raise InputError(f"histories of shape {y_BL.shape}; this model needs (series, {self.input_size})")
         x_BL = apply_transform(y_BL[:, -self.input_size :], self.spec.transform)
@@ -72,7 +92,7 @@ class Forecaster:
             row = int(mask_BL.any(axis=1).argmin())
             raise InputError(f"history {row} has no usable value in its last {self.input_size} steps")
         self._require_covariates(len(y_BL), covariates)
-        return self.to_observed(self._forward_in_batches(x_BL, mask_BL, covariates))
+        return x_BL, mask_BL
 
     def to_observed(self, x_BHQ: FloatArray) -> FloatArray:
         """Return quantiles on the modelling scale in observed units, NaN over a series where any is not finite."""
@@ -102,7 +122,36 @@ class Forecaster:
         if len(covariates.cutoff_B) != n_series:
             raise InputError(f"{n_series} histories and covariates of {len(covariates.cutoff_B)}")
 
+    @torch.inference_mode()
+    def predict_density(self, y_BL: FloatArray, covariates: Covariates | None = None) -> Density:
+        """Return the densities whose quantiles `predict` gives, on the modelling scale; of an ensemble the mean.
+
+        Averaged are location, scale, tail and skew, which is the density of averaged quantiles where the members
+        have one shape, and close to it where they nearly do. Arguments and errors are those of `predict`.
+
+        Raises:
+            InputError: the network is no volatility network, and says no density.
+        """
+        networks = self.network.networks() if isinstance(self.network, Ensemble) else [self.network]
+        members = [network for network in networks if isinstance(network, Volatility)]
+        if len(members) < len(networks):
+            raise InputError(f"model {self.spec.name!r} says quantiles and no density; volatility networks do")
+        x_BL, mask_BL = self._modelled(y_BL, covariates)
+        # Their level is the last value known, and so what the location is relative to.
+        inputs, _ = self._inputs(x_BL, mask_BL, covariates)
+        parts = [torch.stack(member.density(inputs)) for member in members]
+        return Density(*torch.stack(parts).mean(dim=0).cpu().numpy().astype(np.float64))
+
     def _forward(self, x_BL: FloatArray, mask_BL: NDArray[np.bool_], covariates: Covariates | None) -> FloatArray:
+        inputs, level_B1 = self._inputs(x_BL, mask_BL, covariates)
+        quantiles_BHQ: FloatArray = self.network(inputs).cpu().numpy().astype(np.float64)
+        quantiles_BHQ += level_B1[:, :, None]
+        return quantiles_BHQ
+
+    def _inputs(
+        self, x_BL: FloatArray, mask_BL: NDArray[np.bool_], covariates: Covariates | None
+    ) -> tuple[Inputs, FloatArray]:
+        """Return what the network sees, and the level that was taken off its values."""
         # Networks follow shifts of their input exactly, so the level is taken off here in double precision:
         # single precision then carries the movement, whatever the level.
         whole = bool(mask_BL.all())
@@ -111,10 +160,7 @@ class Forecaster:
         with np.errstate(over="ignore", invalid="ignore"):
             centred_BL = x_BL - level_B1 if whole else np.where(mask_BL, x_BL - level_B1, 0.0)
             narrow_BL = centred_BL.astype(np.float32)
-        inputs = Inputs(self.tensor(narrow_BL), self.tensor(mask_BL), *self._known(covariates), whole)
-        quantiles_BHQ: FloatArray = self.network(inputs).cpu().numpy().astype(np.float64)
-        quantiles_BHQ += level_B1[:, :, None]
-        return quantiles_BHQ
+        return Inputs(self.tensor(narrow_BL), self.tensor(mask_BL), *self._known(covariates), whole), level_B1
 
     def _known(self, covariates: Covariates | None) -> tuple[CovariateTensors | None, Tensor | None]:
         """Return covariates as the network takes them, and where in its cycle each history ends."""

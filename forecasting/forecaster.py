@@ -18,9 +18,9 @@ from forecasting.calendar import Calendar, parse_freq
 from forecasting.covariates import Covariates, future_columns, past_columns, static_codes
 from forecasting.errors import InputError
 from forecasting.networks import QuantileNetwork, build_network
-from forecasting.networks.base import CovariateTensors, Inputs, TrainedNetwork
+from forecasting.networks.base import CovariateTensors, Inputs
 from forecasting.networks.ensemble import Ensemble
-from forecasting.networks.outputs import SkewedTOutput
+from forecasting.networks.volatility import Volatility
 from forecasting.spec import ForecasterSpec
 from forecasting.transforms import apply_transform, invert_transform
 
@@ -33,15 +33,16 @@ what a recurrent network leaves behind at every step stays in the cache."""
 
 
 class Density(NamedTuple):
-    """Skewed Student-t densities (Hansen, 1994), each part `(B, H)`; see `forecasting.networks.outputs`."""
+    """Skewed Student-t densities (Hansen, 1994) on the modelling scale, each `(B, H)`."""
 
     location_BH: FloatArray
-    """The mean."""
+    """The mean of the change since the last value known: of log prices, the cumulated return in percent."""
     scale_BH: FloatArray
     """The standard deviation."""
     tail_BH: FloatArray
     """The inverse of the degrees of freedom."""
     skew_BH: FloatArray
+    """Between -1 and 1, below 0 where the left tail is the longer one."""
 
 
 class Forecaster:
@@ -84,31 +85,11 @@ class Forecaster:
             InputError: the histories are shorter than `input_size`, one holds no usable value, or the
                 covariates are not those of the spec.
         """
-        x_BL, mask_BL = self._read(y_BL, covariates)
+        x_BL, mask_BL = self._modelled(y_BL, covariates)
         return self.to_observed(self._forward_in_batches(x_BL, mask_BL, covariates))
 
-    @torch.inference_mode()
-    def density(self, y_BL: FloatArray, covariates: Covariates | None = None) -> Density:
-        """Return the densities that the quantiles are read off, uncalibrated, of changes since the last value.
-
-        They are on the modelling scale: of `log_return` that is the cumulated return in percent. Of an ensemble
-        it is the density whose parameters are the means of its members'. One batch: memory grows with the rows.
-
-        Args:
-            y_BL: as `predict` takes them.
-            covariates: as `predict` takes them.
-
-        Raises:
-            InputError: what `predict` raises, or the network says no density.
-        """
-        x_BL, mask_BL = self._read(y_BL, covariates)
-        inputs, _ = self._inputs(x_BL, mask_BL, covariates)
-        members = self.network.networks() if isinstance(self.network, Ensemble) else [self.network]
-        found = [_density_of(member, inputs) for member in members]
-        return Density(*(np.mean(parts, axis=0) for parts in zip(*found, strict=True)))
-
-    def _read(self, y_BL: FloatArray, covariates: Covariates | None) -> tuple[FloatArray, NDArray[np.bool_]]:
-        """Return the histories on the modelling scale, and which of their values are there, or refuse them."""
+    def _modelled(self, y_BL: FloatArray, covariates: Covariates | None) -> tuple[FloatArray, NDArray[np.bool_]]:
+        """Return the histories on the modelling scale and what of them is known, both checked."""
         if y_BL.ndim != 2 or y_BL.shape[1] < self.input_size:
             raise InputError(f"histories of shape {y_BL.shape}; this model needs (series, {self.input_size})")
         x_BL = apply_transform(y_BL[:, -self.input_size :], self.spec.transform)
@@ -148,6 +129,26 @@ class Forecaster:
         if len(covariates.cutoff_B) != n_series:
             raise InputError(f"{n_series} histories and covariates of {len(covariates.cutoff_B)}")
 
+    @torch.inference_mode()
+    def predict_density(self, y_BL: FloatArray, covariates: Covariates | None = None) -> Density:
+        """Return the densities whose quantiles `predict` gives, on the modelling scale; of an ensemble the mean.
+
+        Averaged are location, scale, tail and skew, which is the density of averaged quantiles where the members
+        have one shape, and close to it where they nearly do. Arguments and errors are those of `predict`.
+
+        Raises:
+            InputError: the network is no volatility network, and says no density.
+        """
+        networks = self.network.networks() if isinstance(self.network, Ensemble) else [self.network]
+        members = [network for network in networks if isinstance(network, Volatility)]
+        if len(members) < len(networks):
+            raise InputError(f"model {self.spec.name!r} says quantiles and no density; volatility networks do")
+        x_BL, mask_BL = self._modelled(y_BL, covariates)
+        # Their level is the last value known, and so what the location is relative to.
+        inputs, _ = self._inputs(x_BL, mask_BL, covariates)
+        parts = [torch.stack(member.density(inputs)) for member in members]
+        return Density(*torch.stack(parts).mean(dim=0).cpu().numpy().astype(np.float64))
+
     def _forward(self, x_BL: FloatArray, mask_BL: NDArray[np.bool_], covariates: Covariates | None) -> FloatArray:
         inputs, level_B1 = self._inputs(x_BL, mask_BL, covariates)
         quantiles_BHQ: FloatArray = self.network(inputs).cpu().numpy().astype(np.float64)
@@ -157,7 +158,7 @@ class Forecaster:
     def _inputs(
         self, x_BL: FloatArray, mask_BL: NDArray[np.bool_], covariates: Covariates | None
     ) -> tuple[Inputs, FloatArray]:
-        """Return what the network sees, and the level that was taken off: the last value observed."""
+        """Return what the network sees, and the level that was taken off its values."""
         # Networks follow shifts of their input exactly, so the level is taken off here in double precision:
         # single precision then carries the movement, whatever the level.
         whole = bool(mask_BL.all())
@@ -200,21 +201,6 @@ class Forecaster:
 
     def _empty(self) -> FloatArray:
         return np.empty((0, self.spec.horizon, len(self.spec.quantiles)))
-
-
-def _density_of(network: QuantileNetwork, inputs: Inputs) -> Density:
-    if not isinstance(network, TrainedNetwork) or not isinstance(network.output, SkewedTOutput):
-        raise InputError("this network says quantiles, and no density")
-    raw = network.raw_forecast(inputs)
-    density = network.output.density(raw.parameters_BSHP)
-    # Inputs are relative to the last value, and so is the anchor.
-    parts = (
-        raw.anchor_BS[..., None] + raw.scale_BS[..., None] * density.location,
-        raw.scale_BS[..., None] * density.scale,
-        density.tail,
-        density.skew,
-    )
-    return Density(*(part_BSH[:, -1].double().cpu().numpy() for part_BSH in parts))
 
 
 def _last_observed(x_BL: FloatArray, mask_BL: NDArray[np.bool_]) -> FloatArray:

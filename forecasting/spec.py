@@ -169,10 +169,15 @@ class VolatilitySpec(_Frozen):
 
     kind: Literal["volatility_rnn", "volatility_gru", "volatility_lstm"] = "volatility_lstm"
     input_size: InputSize = Field(description="Steps of history the network sees; a year of sessions is 250.")
-    hidden_size: HiddenSize = Field(16, description="Units of the recurrent path.")
-    dropout: Dropout = Field(0.0, description="Dropout before the output of the recurrent path, in training.")
+    hidden_size: HiddenSize = Field(8, description="Units of the recurrent path.")
+    dropout: Dropout = Field(0.3, description="Dropout before the output of the recurrent path, in training.")
     scale_span: int | None = Field(
         None, ge=2, le=100_000, description="Span of the running scale in steps; default input_size."
+    )
+    absolute: bool = Field(
+        True,
+        description="Read the running scale itself, so that spreads revert to what is usual in the training data; "
+        "false: forecasts follow any change of unit.",
     )
 
     @property

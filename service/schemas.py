@@ -221,11 +221,11 @@ class ModelInfo(BaseModel):
     loaded_at: datetime | None
     kind: str | None = Field(
         description="The architecture: naive, seasonal_naive, drift, ridge, mlp, rnn, gru, lstm, segment_rnn, "
-        "segment_gru, segment_lstm, volatility_rnn, volatility_gru, volatility_lstm, "
-        "ensemble."
+        "segment_gru, segment_lstm, volatility_rnn, volatility_gru, volatility_lstm, ensemble."
     )
     head: str | None = Field(
-        description="What its network says of each step: quantile, student_t, skewed_t, point; null for a baseline."
+        description="What its network says of each step: quantile, student_t, skewed_t, point; "
+        "null for a baseline."
     )
     freq: str | None = Field(description="Pandas alias or exchange calendar.")
     season_length: int | None

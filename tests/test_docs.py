@@ -18,6 +18,7 @@ from forecasting.spec import (
     RidgeSpec,
     SeasonalNaiveSpec,
     SegmentSpec,
+    VolatilitySpec,
 )
 from pipelines.cli import EXIT_CODES, app
 from tests.training.test_job import WHOLE_SECTIONS
@@ -53,6 +54,7 @@ SECTIONS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("candidates[] kind: mlp", MLPSpec),
     ("candidates[] kind: rnn, gru, lstm", RecurrentSpec),
     ("candidates[] kind: segment_rnn, segment_gru, segment_lstm", SegmentSpec),
+    ("candidates[] kind: volatility_rnn, volatility_gru, volatility_lstm", VolatilitySpec),
     ("candidates[] kind: ridge", RidgeSpec),
     ("candidates[] kind: naive", NaiveSpec),
     ("candidates[] kind: seasonal_naive", SeasonalNaiveSpec),

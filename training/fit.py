@@ -21,11 +21,19 @@ from forecasting.networks.base import EveryStepNetwork, RawForecast, TrainedNetw
 from forecasting.networks.ensemble import Ensemble
 from forecasting.networks.recurrent import Recurrent, RecurrentState
 from forecasting.networks.segment import Segment
+from forecasting.networks.volatility import Volatility
 from forecasting.spec import EnsembleSpec, ForecasterSpec
 from training.baselines import solve_window_map
 from training.job import LossKind, TrainingConfig
 from training.losses import ForecastLoss
-from training.prepare import measure_covariates, measure_features, measure_units, start_warm, weigh_linear
+from training.prepare import (
+    measure_covariates,
+    measure_features,
+    measure_units,
+    solve_linear_path,
+    start_warm,
+    weigh_linear,
+)
 from training.windows import Batch, Lanes, Windows
 
 Log = Callable[[Mapping[str, float], int], None]
@@ -121,9 +129,11 @@ def _start(network: TrainedNetwork, train: Windows, validation: Windows, warm: Q
         return
     measure_covariates(network, train)
     measure_units(network, train)
-    measure_features(network, train)
     if isinstance(network, Segment) and network.linear is not None:
         solve_window_map(network.linear, network, train, validation)
+    if isinstance(network, Volatility):
+        measure_features(network, train)
+        solve_linear_path(network, train)
 
 
 def _fit_ensemble(

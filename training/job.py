@@ -527,7 +527,7 @@ class JobConfig(_Section):
                 continue
             if self.training_of(candidate).truncation is not None:
                 raise ValueError(
-                    f"candidate {candidate.name!r}: truncation is for rnn, gru and lstm, whose state is carried on; "
+                    f"candidate {candidate.name!r}: truncation is for rnn, gru and lstm, which carry a state; "
                     f"give this one training: {{truncation: null}}"
                 )
             if ranges and self.target.transform != "log_return":

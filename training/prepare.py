@@ -3,6 +3,9 @@
 P past columns, F future columns or features, M values measured.
 """
 
+import math
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -13,11 +16,21 @@ from forecasting.networks.segment import Segment
 from forecasting.networks.volatility import Volatility
 from forecasting.scaling import SCALE_FLOOR
 from training.job import Units
+from training.losses import TARGET_LIMIT, skewed_t_loss
 from training.windows import Windows
 
 SMALLEST_SPREAD = 1e-6
 MOST_WINDOWS = 8192
 BATCH = 1024
+
+PENALTY = 0.1
+"""On the squared weights of the linear path, which reads features of variance 1.
+
+Of 0 to 1 the best on the S&P 500 of 2007 to 2014, by far better than none: the features are much alike."""
+
+MOST_SOLVED = 2048
+"""Windows the linear path is fitted to."""
+
 MOST_MEASURED = 512
 """Windows whose features are measured: neighbours share most of their steps."""
 
@@ -60,16 +73,74 @@ def measure_units(network: TrainedNetwork, train: Windows) -> None:
 
 
 @torch.no_grad()
-def measure_features(network: TrainedNetwork, train: Windows) -> None:
+def measure_features(network: Volatility, train: Windows) -> None:
     """Set mean and scale of each feature of a volatility network to those of training windows, spread evenly."""
-    if not isinstance(network, Volatility):
-        return
-    first = train.input_size // 2
-    batches = [train.gather(chosen_B) for chosen_B in torch.split(train.spread(MOST_MEASURED), BATCH)]
-    features = [network.features(batch.inputs)[0][:, first:].flatten(0, 1) for batch in batches]
+    skip = train.input_size // 4
+    chosen = torch.split(train.spread(MOST_MEASURED), BATCH)
+    features = [network.features(train.gather(chosen_B).inputs)[0][:, skip:].flatten(0, 1) for chosen_B in chosen]
     features_MF = torch.cat(features)
     for i in range(network.n_features):
         _measure(features_MF[:, i], network.feature_mean_F, network.feature_scale_F, i)
+
+
+class _Steps(NamedTuple):
+    """What the linear path reads of M steps, and what it is fitted to, in units of the running scale."""
+
+    features_MF: Tensor
+    target_MH: Tensor
+    weight_MH: Tensor
+
+    def loss(self, network: Volatility, weight_HF: Tensor, constant_HP: Tensor) -> Tensor:
+        """Return the mean negative log density."""
+        log_scale_MH = self.features_MF @ weight_HF.T
+        parameters_MHP = constant_HP + log_scale_MH[..., None] * network.log_scale_P
+        loss_MH = skewed_t_loss(network.output.density(parameters_MHP), self.target_MH)
+        return (loss_MH * self.weight_MH).sum() / self.weight_MH.sum().clamp_min(1.0)
+
+
+def solve_linear_path(network: Volatility, train: Windows) -> None:
+    """Fit the linear path and the constant part of the density by maximum likelihood, as an econometrician would.
+
+    All training steps at once, by L-BFGS, in which no seed has a part. The weights stay as they are found here;
+    descent fits what the recurrent path adds, and keeps nothing of it that does not help on validation.
+    """
+    scored = train.input_size - train.input_size // 4
+    # Twice as many windows as hold every step once: the steps of a window have pasts of different lengths.
+    steps = _steps(network, train, min(MOST_SOLVED, 2 * math.ceil(len(train) / scored)))
+    weight_HF = network.linear.weight.detach().double().requires_grad_()
+    constant_HP = network.constant_HP.detach().double().requires_grad_()
+    descent = torch.optim.LBFGS(
+        [weight_HF, constant_HP], max_iter=100, history_size=20, line_search_fn="strong_wolfe"
+    )
+
+    def penalised_loss() -> float:
+        descent.zero_grad()
+        loss = steps.loss(network, weight_HF, constant_HP) + PENALTY * weight_HF.square().sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return float(loss.detach())
+
+    descent.step(penalised_loss)  # type: ignore[no-untyped-call]
+    with torch.no_grad():
+        network.linear.weight.copy_(weight_HF)
+        network.constant_HP.copy_(constant_HP)
+
+
+def _steps(network: Volatility, windows: Windows, n_windows: int) -> _Steps:
+    """Return the steps of evenly spread windows but those at their start, in double precision."""
+    skip = windows.input_size // 4
+    parts = []
+    for chosen_B in torch.split(windows.spread(n_windows), BATCH):
+        batch = windows.gather_every_step(chosen_B, skip, windows.horizon)
+        features_BLF, anchor_BL, scale_BL = network.features(batch.inputs)
+        features_BSF = network.standardise(features_BLF[:, skip:])
+        scale_BS1 = scale_BL[:, skip:, None]
+        target_BSH = ((batch.target_BSH - anchor_BL[:, skip:, None]) / scale_BS1).clamp(
+            -TARGET_LIMIT, TARGET_LIMIT
+        )
+        weight_BSH = batch.target_mask_BSH & (scale_BS1 > SCALE_FLOOR)
+        target_BSH = torch.where(weight_BSH, target_BSH, 0.0)
+        parts.append([tensor.flatten(0, 1).double() for tensor in (features_BSF, target_BSH, weight_BSH)])
+    return _Steps(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
 
 
 @torch.no_grad()

@@ -107,7 +107,7 @@ class TrainedNetwork(QuantileNetwork):
 
 
 class EveryStepNetwork(TrainedNetwork):
-    """A network that forecasts after every step of its window, blind to what is later, and learns from them all."""
+    """A network that forecasts after every step of its window, blind to what is later, and learns from all."""
 
     def forecast_steps(self, inputs: Inputs, *, skip: int = 0) -> RawForecast:
         """Return the forecasts made after each step but the first `skip`, each of `trained_horizon` steps."""

@@ -144,7 +144,7 @@ class StudentTOutput(Output):
 
 
 class SkewedTDensity(NamedTuple):
-    """A skewed Student-t by what can be said of it, each `(B, S, H)`."""
+    """A skewed Student-t by what can be said of it, in tensors of one shape, mostly `(B, S, H)`."""
 
     location: Tensor
     """Its mean."""

@@ -1,12 +1,13 @@
 """Volatility networks: how far the next returns may spread, by a linear path and a recurrent one beside it.
 
 The log of the scale is a linear map of the logs of past variances over several horizons (heterogeneous
-autoregression: Corsi, 2009), of squared returns and of what the day's range tells where it is known (Parkinson,
-1980; Garman and Klass, 1980), plus what a recurrent network adds to it. Both start at nothing: an untrained network
-says that returns spread as they did in its window. What is said of each step is a skewed Student-t (Hansen, 1994).
+autoregression: Corsi, 2009), of squared returns and of what a day's range tells where it is known (Parkinson,
+1980; Garman and Klass, 1980), plus what a recurrent network adds to it. Both start at nothing: an untrained
+network says that returns spread as they did in its window. Of each step it says a skewed Student-t (Hansen, 1994).
 
 Every variance is relative to a running one of the returns, which is also the scale of the forecast: one network
-serves calm and wild series, and follows any change of unit.
+serves calm and wild series. How large that running one is it reads too, unless told not to: what is calm beyond
+all that was usual does not stay so, and a spread relative to the window alone would not know.
 
 Corsi, F. (2009). A simple approximate long-memory model of realized volatility. J. of Financial Econometrics 7(2).
 Garman, M. B. and Klass, M. J. (1980). On the estimation of security price volatilities. Journal of Business 53(1).
@@ -19,9 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from forecasting.networks.base import EveryStepNetwork, Inputs, RawForecast
-from forecasting.networks.covariates import CovariateEncoder
-from forecasting.networks.heads import DirectHead
-from forecasting.networks.outputs import SkewedTOutput
+from forecasting.networks.covariates import AheadEffect, CovariateEncoder
+from forecasting.networks.outputs import SkewedTDensity, SkewedTOutput
 from forecasting.networks.recurrent import start_recurrence
 from forecasting.scaling import SCALE_FLOOR, running_mean
 from forecasting.spec import RETURN_COLUMNS, VARIANCE_COLUMNS, ForecasterSpec, VolatilitySpec
@@ -48,10 +48,12 @@ class Volatility(EveryStepNetwork):
     feature_mean_F: Tensor
     feature_scale_F: Tensor
     log_scale_P: Tensor
+    output: SkewedTOutput
 
     def __init__(self, spec: ForecasterSpec, network: VolatilitySpec) -> None:
         super().__init__(spec, network.head)
         past = spec.covariates.past
+        self.absolute = network.absolute
         self.decay = 1.0 - 2.0 / (network.span + 1.0)
         self.variances = [i for i, name in enumerate(past) if name in VARIANCE_COLUMNS]
         self.returns = [i for i, name in enumerate(past) if name in RETURN_COLUMNS]
@@ -62,11 +64,16 @@ class Volatility(EveryStepNetwork):
         self.register_buffer("feature_mean_F", torch.zeros(self.n_features))
         self.register_buffer("feature_scale_F", torch.ones(self.n_features))
         self.register_buffer("log_scale_P", torch.tensor(SkewedTOutput.is_log_scale), persistent=False)
-        self.linear = nn.Linear(self.n_features, spec.horizon, bias=False)
+        # Solved before descent, which has no part in it: see training.prepare.
+        self.linear = nn.Linear(self.n_features, spec.horizon, bias=False).requires_grad_(requires_grad=False)
         cell = {"volatility_rnn": nn.RNN, "volatility_gru": nn.GRU, "volatility_lstm": nn.LSTM}[network.kind]
         self.recurrent = cell(self.n_features + n_seen, network.hidden_size, batch_first=True)
         self.dropout = nn.Dropout(network.dropout)
-        self.head = DirectHead(network.hidden_size, spec.horizon, self.output, n_ahead)
+        self.from_hidden = nn.Linear(network.hidden_size, spec.horizon, bias=False)
+        self.effect = AheadEffect(network.hidden_size, spec.horizon, n_ahead, 1) if n_ahead else None
+        with torch.device("cpu"):
+            start_HP = self.output.start(spec.horizon)
+        self.constant_HP = nn.Parameter(start_HP)
         start_recurrence(self.recurrent)
         self._start_at_nothing()
 
@@ -75,30 +82,44 @@ class Volatility(EveryStepNetwork):
         """Return the width of what `features` puts together."""
         n_columns = len(self.variances) + len(self.returns)
         n_means = (2 + n_columns) * len(HALF_LIVES) + n_columns + len(RETURN_HALF_LIVES)
-        return n_means + len(self.variances) + 2 * (1 + len(self.returns)) + 1 + n_columns
+        n_told = 2 * (1 + len(self.returns)) + 1 + n_columns
+        return n_means + len(self.variances) + n_told + int(self.absolute)
 
     def _start_at_nothing(self) -> None:
         """Let no path say anything at first: each must earn what it adds to the spread of the window."""
         with torch.no_grad():
             self.linear.weight.zero_()
-            self.head.linear.weight.zero_()
-            if self.encoder is not None and self.encoder.n_ahead:
-                self.head.effect.out.weight.zero_()
+            self.from_hidden.weight.zero_()
+            if self.effect is not None:
+                self.effect.out.weight.zero_()
 
     def forecast_steps(self, inputs: Inputs, *, skip: int = 0) -> RawForecast:
         features_BLF, anchor_BL, scale_BL = self.features(inputs)
-        standard_BLF = self._standardise(features_BLF)
+        standard_BLF = self.standardise(features_BLF)
         hidden_BLD, _ = self.recurrent(self._seen(standard_BLF, inputs))
-        ahead_BTF = None if self.encoder is None else self.encoder.ahead(inputs)
-        parameters_BSHP = self.head(self.dropout(hidden_BLD[:, skip:]), ahead_BTF)
-        linear_BSH = self.linear(standard_BLF[:, skip:])
-        parameters_BSHP = parameters_BSHP + linear_BSH[..., None] * self.log_scale_P
-        return RawForecast(parameters_BSHP, anchor_BL[:, skip:], scale_BL[:, skip:])
+        hidden_BSD = self.dropout(hidden_BLD[:, skip:])
+        log_scale_BSH = self.linear(standard_BLF[:, skip:]) + self.from_hidden(hidden_BSD)
+        if self.effect is not None and self.encoder is not None:
+            log_scale_BSH = log_scale_BSH + self.effect(hidden_BSD, self.encoder.ahead(inputs))[..., 0]
+        return RawForecast(self.parameters_at(log_scale_BSH), anchor_BL[:, skip:], scale_BL[:, skip:])
 
     def raw_forecast(self, inputs: Inputs) -> RawForecast:
         return self.forecast_steps(inputs, skip=inputs.x_BL.shape[1] - 1)
 
-    def _standardise(self, features_BLF: Tensor) -> Tensor:
+    def density(self, inputs: Inputs) -> SkewedTDensity:
+        """Return what is said of each step `(B, H)`, in units and calibrated: `forward` has its quantiles."""
+        raw = self.raw_forecast(inputs)
+        said = SkewedTDensity(*(part_BSH[:, -1] for part_BSH in self.output.density(raw.parameters_BSHP)))
+        return said._replace(
+            location=raw.anchor_BS + raw.scale_BS * said.location, scale=raw.scale_BS * said.scale
+        )
+
+    def parameters_at(self, log_scale_BSH: Tensor) -> Tensor:
+        """Return the parameters `(B, S, H, P)` of the constant distribution, its scale multiplied as said."""
+        return self.constant_HP + log_scale_BSH[..., None] * self.log_scale_P
+
+    def standardise(self, features_BLF: Tensor) -> Tensor:
+        """Return features as the paths read them: 0 where unknown, extremes drawn in."""
         standard_BLF = (features_BLF - self.feature_mean_F) / self.feature_scale_F
         return standard_BLF.nan_to_num(0.0).clamp(-FARTHEST, FARTHEST)
 
@@ -133,6 +154,7 @@ class Volatility(EveryStepNetwork):
                 *(torch.asinh(move_BL.abs()) for move_BL in moves),
                 *(trend_BL / scale_BL for trend_BL in trends),
                 *(known_BL.isfinite().to(scale_BL.dtype) for known_BL in (return_BL, *columns)),
+                *([torch.log(scale_BL)] if self.absolute else []),
             ]
             return torch.stack(features, dim=-1), anchor_BL, scale_BL
 

@@ -90,7 +90,7 @@ def test_a_missing_file_is_named(artifact: Path, name: str) -> None:
 
 def test_a_newer_format_is_refused_as_newer(artifact: Path) -> None:
     edit(artifact / "spec.json", format_version=99)
-    with pytest.raises(ArtifactError, match="format_version 99 is newer than 2"):
+    with pytest.raises(ArtifactError, match="format_version 99 is newer than 3"):
         load_artifact(artifact)
 
 

@@ -17,6 +17,7 @@ from forecasting.spec import (
     RidgeSpec,
     SeasonalNaiveSpec,
     SegmentSpec,
+    VolatilitySpec,
 )
 from tests.conftest import make_forecaster, make_spec
 
@@ -39,6 +40,11 @@ EVERY_KIND: list[NetworkSpec] = [
     SegmentSpec(kind="segment_lstm", input_size=25, segment_size=4),
     SegmentSpec(kind="segment_gru", input_size=26, segment_size=2, scaling="mean", linear="none"),
     SegmentSpec(kind="segment_rnn", input_size=27, segment_size=9, scaling="difference", head="student_t"),
+    MLPSpec(input_size=29, head="skewed_t"),
+    VolatilitySpec(kind="volatility_rnn", input_size=30),
+    VolatilitySpec(kind="volatility_gru", input_size=31, scale_span=10),
+    VolatilitySpec(kind="volatility_lstm", input_size=150, absolute=False),
+    EnsembleSpec(n_members=2, member=VolatilitySpec(input_size=32)),
     EnsembleSpec(n_members=3, member=RecurrentSpec(kind="lstm", input_size=28)),
 ]
 

@@ -19,6 +19,7 @@ from forecasting.spec import (
     SeasonalNaiveSpec,
     SegmentSpec,
     StaticSpec,
+    VolatilitySpec,
 )
 from forecasting.stream import NOT_TOLD, Observed, Outcome, Streams
 from tests.conftest import make_forecaster
@@ -39,6 +40,7 @@ WINDOWED: list[NetworkSpec] = [
     RidgeSpec(input_size=8),
     SeasonalNaiveSpec(input_size=8, season_length=7),
     SegmentSpec(kind="segment_lstm", input_size=8, segment_size=2, hidden_size=5, cycle=7),
+    VolatilitySpec(input_size=8, hidden_size=5),
     EnsembleSpec(n_members=2, member=MLPSpec(input_size=8, hidden_size=5)),
 ]
 COVARIATES = CovariatesSpec(

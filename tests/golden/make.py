@@ -19,11 +19,14 @@ from forecasting.spec import (
     SeasonalNaiveSpec,
     SegmentSpec,
     StaticSpec,
+    VolatilitySpec,
 )
 from tests.conftest import make_forecaster
 
 LSTM = RecurrentSpec(kind="lstm", input_size=8, hidden_size=4, layers=2, scaling="difference")
 SEGMENTS = SegmentSpec(kind="segment_lstm", input_size=8, segment_size=3, hidden_size=4, cycle=7)
+
+SHARES = VolatilitySpec(kind="volatility_lstm", input_size=8, hidden_size=4)
 
 SMALL: list[NetworkSpec] = [
     NaiveSpec(input_size=8),
@@ -37,11 +40,14 @@ SMALL: list[NetworkSpec] = [
     SegmentSpec(kind="segment_rnn", input_size=8, segment_size=2, hidden_size=4, scaling="mean", linear="skip"),
     SegmentSpec(kind="segment_gru", input_size=8, segment_size=4, hidden_size=4, linear="none"),
     SEGMENTS,
+    VolatilitySpec(kind="volatility_rnn", input_size=8, hidden_size=4, absolute=False),
+    VolatilitySpec(kind="volatility_gru", input_size=8, hidden_size=4),
+    SHARES,
     EnsembleSpec(n_members=2, member=RecurrentSpec(kind="lstm", input_size=8, hidden_size=4, head="student_t")),
 ]
 
 TOLD = CovariatesSpec(
-    past=("ambient",),
+    past=("ambient", "garman_klass"),
     future=("setpoint",),
     static=(StaticSpec(name="unique_id", categories=("pump-1", "pump-2")),),
     calendar=("hour", "weekday", "holiday"),
@@ -55,7 +61,7 @@ def main() -> None:
     home.mkdir(exist_ok=False)
     for network in SMALL:
         save_artifact(make_forecaster(network), home / network.kind)
-    for network in (MLPSpec(input_size=8, hidden_size=4), LSTM, SEGMENTS):
+    for network in (MLPSpec(input_size=8, hidden_size=4), LSTM, SEGMENTS, SHARES):
         save_artifact(make_forecaster(network, covariates=TOLD), home / f"{network.kind}-covariates")
 
 

@@ -252,7 +252,7 @@ def ask_forecaster(forecaster: Forecaster, panel: Panel, n: int, cutoff_K: IntAr
         )
         price_KQ = forecaster.predict(y_KL[asked_K], told)[:, 0]
         quantiles_KQ[asked_K] = 100.0 * np.log(price_KQ / y_KL[asked_K, -1:])
-        for part_K, found_KH in zip(density, forecaster.density(y_KL[asked_K], told), strict=True):
+        for part_K, found_KH in zip(density, forecaster.predict_density(y_KL[asked_K], told), strict=True):
             part_K[asked_K] = found_KH[:, 0]
     return Said(quantiles_KQ, density.scale**2, density)
 

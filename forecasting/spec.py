@@ -168,7 +168,7 @@ class VolatilitySpec(_Frozen):
     """
 
     kind: Literal["volatility_rnn", "volatility_gru", "volatility_lstm"] = "volatility_lstm"
-    input_size: InputSize = Field(description="Steps of history the network sees; a year of sessions is 250.")
+    input_size: InputSize = Field(description="Steps of history the network sees; two years of sessions are 500.")
     hidden_size: HiddenSize = Field(8, description="Units of the recurrent path.")
     dropout: Dropout = Field(0.3, description="Dropout before the output of the recurrent path, in training.")
     scale_span: int | None = Field(

@@ -31,7 +31,9 @@ HALF_LIVES = (1.0, 3.0, 8.0, 20.0, 60.0)
 
 RETURN_HALF_LIVES = (2.0, 8.0)
 LOWEST_SHARE = 1e-2
-"""Share of the running variance below which variances are not told apart: a log has no bottom."""
+"""Share of the running variance below which variances are not told apart: a log has no bottom.
+
+Of 0.01 to 1 the best on the S&P 500 of 2007 to 2014."""
 
 STALE = 20
 """Steps after which a column that is told no more counts as unknown."""

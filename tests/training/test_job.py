@@ -84,7 +84,7 @@ def test_a_whole_job_reads_as_it_is_written() -> None:
     assert job.candidates[1].network.layers == 2
     assert job.candidates[0].network.scaling == "difference", "returns are the natural input of a log_return job"
     assert job.session_calendar == "XNYS"
-    assert job.spec_of(job.candidates[0].network).quantiles[0] == 0.025
+    assert job.spec_of(job.candidates[0].network).quantiles[:2] == (0.01, 0.025), "the tail of returns, and 95 %"
 
 
 def test_a_candidate_may_override_the_training() -> None:

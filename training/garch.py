@@ -41,6 +41,9 @@ MOST_VARIANCE = 100.0
 """Largest mean of the fitted variances, in mean squares of the returns: where most returns are alike, the most
 likely parameters can let the variance explode."""
 
+DECIMALS = 10
+"""Of returns in units of their root mean square, as the optimiser sees them."""
+
 BACKCAST = 75
 """Returns whose decaying mean square starts the recursion, as in `arch`."""
 
@@ -73,15 +76,16 @@ class GarchFit(NamedTuple):
 def fit_garch(model: GarchModel, returns_N: FloatArray) -> GarchFit | None:
     """Fit by maximum likelihood; None where nothing varies, the optimiser does not converge, or variances explode.
 
-    Returns are divided by their root mean square first, so that the optimiser sees the same problem whatever the
-    units.
+    Returns are divided by their root mean square and rounded first, so that the optimiser sees the same problem,
+    to the last bit, whatever the units.
     """
-    unit = float(np.sqrt(np.square(returns_N).mean()))
     if float(np.var(returns_N)) <= VARIANCE_FLOOR:
         return None
+    unit = float(np.sqrt(np.square(returns_N).mean()))
+    scaled_N = np.round(returns_N / unit, DECIMALS)
     for start in (None, _usual_start(model)):
-        fit = _maximise(model, returns_N / unit, start)
-        if fit is not None and filter_garch(fit, returns_N / unit, len(returns_N)).mean() <= MOST_VARIANCE:
+        fit = _maximise(model, scaled_N, start)
+        if fit is not None and is_sound(fit, scaled_N):
             return fit._replace(mean=fit.mean * unit, omega=fit.omega * unit**2)
     return None
 
@@ -120,6 +124,12 @@ def _maximise(model: GarchModel, scaled_N: FloatArray, start: FloatArray | None)
         skew=found.get("lambda", 0.0),
         downside=downside,
     )
+
+
+def is_sound(fit: GarchFit, returns_N: FloatArray) -> bool:
+    """Return whether the variances of a fit stay within sight of the returns."""
+    fitted_N = filter_garch(fit, returns_N, len(returns_N))
+    return bool(fitted_N.mean() <= MOST_VARIANCE * np.square(returns_N).mean())
 
 
 def backcast(shocks_N: FloatArray) -> float:
@@ -168,12 +178,17 @@ def next_density(fit: GarchFit, variance_K: FloatArray) -> SkewedT:
     return SkewedT(zeros_K + fit.mean, np.sqrt(variance_K), zeros_K + fit.tail, zeros_K + fit.skew)
 
 
+def count_paths(horizon: int) -> int:
+    """Return how many paths are simulated, a power of two."""
+    return int(min(PATHS, 2 ** int(np.log2(MOST_SHOCKS / horizon))))
+
+
 def draw_shocks(fit: GarchFit, horizon: int, seed: int) -> FloatArray:
     """Return `(H, P)` shocks of mean zero and variance one, from a scrambled Sobol sequence (Owen, 1998).
 
     Evenly spread points give tail quantiles that independent ones need many times as many for.
     """
-    paths = min(PATHS, 2 ** int(np.log2(MOST_SHOCKS / horizon)))
+    paths = count_paths(horizon)
     uniform_HP = qmc.Sobol(horizon, rng=seed).random(paths).T
     uniform_HP = np.clip(uniform_HP, 0.5 / paths**2, 1 - 0.5 / paths**2)
     return SkewedT(*np.array([0.0, 1.0, fit.tail, fit.skew])[:, None]).quantile(uniform_HP)

@@ -106,7 +106,9 @@ def _fit_tail(standard_M: FloatArray) -> float:
 def har_variance(fit: HarFit, variances_N: FloatArray, counts_K: NDArray[np.int64]) -> FloatArray:
     """Return the `(K, H)` variance of cumulated returns after the first `counts_K` sessions."""
     rows_MF = _features(np.maximum(variances_N, fit.floor))
-    expected_KH: FloatArray = np.exp(rows_MF[counts_K - MONTH] @ fit.weights_HF.T) * fit.scale_H
+    # Not a product of matrices: its last digits would depend on how many cutoffs are asked about.
+    logs_KH = (rows_MF[counts_K - MONTH][:, None] * fit.weights_HF).sum(axis=2)
+    expected_KH: FloatArray = np.exp(logs_KH) * fit.scale_H
     return expected_KH
 
 

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from arch.bootstrap import MCS
 from numpy.typing import NDArray
 
 FloatArray = NDArray[np.float64]
@@ -60,6 +59,8 @@ def model_confidence_set(
 
 
 def _p_values(loss_KM: FloatArray, block: int, alpha: float, seed: int) -> FloatArray:
+    from arch.bootstrap import MCS  # takes a second to import, which a command that compares nothing need not wait
+
     like_M = _stand_ins(loss_KM)
     tested = np.unique(like_M[like_M >= 0])
     p_M = np.zeros(loss_KM.shape[1])

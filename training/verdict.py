@@ -222,7 +222,7 @@ def _best_rival(group: Sequence[Finding]) -> Finding:
 
 
 def _scores(finding: Finding) -> str:
-    return f"{SCORES[finding.aspect]} {finding.score:.4g} against {finding.other:.4g} of {finding.rival}"
+    return f"{SCORES[finding.aspect]} {finding.score:.4f} against {finding.other:.4f} of {finding.rival}"
 
 
 def _p(p_value: float) -> str:

@@ -107,6 +107,23 @@ def test_always_up_and_a_forecast_that_says_nothing_have_no_skill() -> None:
     assert silent.skill == ()
 
 
+def test_one_lucky_day_or_a_share_below_the_habit_is_no_skill_in_direction() -> None:
+    r, _ = returns_of(12, 0.0, drift=0.3)
+    once_down = np.where(np.arange(800) == np.argmin(r), -1.0, 1.0)
+    rng = np.random.default_rng(19)
+    often_wrong = np.where(rng.uniform(size=800) < 0.1, -np.sign(r), 1.0)
+    for forecast in (once_down, often_wrong):
+        found = verdict("net", losses_of(13, net=0.0), returns_KN=r, mean_KN=forecast)
+        assert found.direction is not None
+        assert found.direction.p_half < 0.01
+        assert found.direction.share > 0.5
+        assert "direction" not in found.skill
+    assert verdict("net", {"net": np.zeros(800)}, returns_KN=r, mean_KN=r + rng.normal(size=800)).skill == (
+        "direction",
+        "mean",
+    )
+
+
 def test_predictable_returns_forecast_worse_than_by_zero_are_no_skill_in_the_mean() -> None:
     r, mean = returns_of(14, 0.3)
     found = verdict("net", losses_of(15, net=0.0), returns_KN=r, mean_KN=4 * mean)
@@ -122,6 +139,9 @@ def test_an_infinite_loss_is_never_skill() -> None:
     found = verdict("net", losses)
     assert found.skill == ()
     assert "CRPS inf against" in found.sentence
+    # What is left without that cutoff is no test of either.
+    assert found.findings[0].p_value == 1.0
+    assert not found.findings[0].worse
 
 
 def test_a_rival_without_losses_is_not_compared_and_one_with_some_is_where_it_has_them() -> None:

@@ -210,10 +210,22 @@ def test_rivals_are_in_the_leaderboard_with_a_verdict_and_never_published(
 
 
 def test_rivals_are_the_same_side_by_side(job_file: Path, settings: PipelineSettings) -> None:
+    closed = {**JOB, "evaluation": {**JOB["evaluation"], "rivals": ["random_walk", "historical", "ewma"]}}  # type: ignore[dict-item]
+    job_file.write_text(yaml.safe_dump(closed))
     two = settings.model_copy(update={"fan_out": 2})
     in_turn, beside = (backtest(new_run(job_file, chosen, Listener())) for chosen in (settings, two))
     pd.testing.assert_frame_equal(beside.leaderboard("crps"), in_turn.leaderboard("crps"))
     assert beside.report["verdict"] == in_turn.report["verdict"]
+
+
+def test_what_is_fitted_side_by_side_differs_by_the_rounding_of_threads(run: Run, job_file: Path) -> None:
+    """With another number of threads sums are rounded otherwise, and an optimiser stops a hair's breadth apart."""
+    beside = new_run(job_file, run.settings.model_copy(update={"fan_out": 2}), Listener())
+    load_data(beside)
+    one, other = (ask_rivals(asked, 30)["garch_t"].forecast for asked in (run, beside))
+    assert one is not None
+    assert other is not None
+    assert np.allclose(one.variance_KH, other.variance_KH, rtol=1e-3)
 
 
 def test_the_command_prints_the_next_return_and_the_verdict_and_saves_pictures(

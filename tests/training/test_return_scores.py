@@ -59,9 +59,9 @@ def test_the_variance_of_quantiles_is_nearly_that_of_the_density_they_came_from(
 
 def test_the_variance_of_an_exponential_tail_is_exact() -> None:
     """Beyond the outermost quantiles of a Laplace density there is nothing but its own tail."""
-    grid = tuple(float(q) for q in np.linspace(0.001, 0.999, 999))
+    grid = tuple(float(q) for q in np.linspace(0.1, 0.9, 801))
     laplace_Q = np.where(np.array(grid) < 0.5, np.log(2 * np.array(grid)), -np.log(2 * (1 - np.array(grid))))
-    assert variance_of_quantiles(laplace_Q[None], grid)[0] == pytest.approx(2.0, rel=2e-2)
+    assert variance_of_quantiles(laplace_Q[None], grid)[0] == pytest.approx(2.0, rel=1e-2)
 
 
 def test_right_forecasts_of_returns_pass_and_have_the_scores_they_should() -> None:

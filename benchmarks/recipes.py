@@ -110,11 +110,11 @@ M4_MODELS: dict[str, Recipe] = {
 
 
 VOLATILITY = TrainingConfig(
-    learning_rate=3e-3,
-    batch_size=16,
-    steps_per_epoch=30,
-    max_epochs=20,
-    patience=8,
+    learning_rate=2e-3,
+    batch_size=32,
+    steps_per_epoch=15,
+    max_epochs=8,
+    patience=4,
     members=4,
 )
 

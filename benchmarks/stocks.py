@@ -31,6 +31,7 @@ from forecasting.errors import TrainingError
 from forecasting.forecaster import Forecaster
 from forecasting.panel import Columns, Panel
 from forecasting.spec import CovariatesSpec, EnsembleSpec, ForecasterSpec
+from training.calibrate import calibrate
 from training.econometrics import RIVALS, forecast_rival
 from training.fit import fit, pick_device
 from training.skewed_t import SkewedT
@@ -42,7 +43,9 @@ IntArray = NDArray[np.int64]
 SAMPLE_TEST = "2015-01-01"
 TEST_SHARE, MOST_TESTED = 0.4, 1006
 YEAR = 252
-VALIDATION_SHARE = 0.2
+VALIDATION_SHARE, MOST_VALIDATED = 3 / 16, 3 * YEAR
+LONG_HISTORY = 2000
+"""Sessions before the first fit from which on networks see two years of them, and not one."""
 LEAST_KNOWN = 300
 """Returns of a share that have to be known before it is asked for."""
 LEAST_BEFORE = 500
@@ -185,8 +188,8 @@ def _spread(density: SkewedT, place_K: IntArray, n: int) -> SkewedT:
 
 def ask_network(shares: Shares, test: Test, recipe: Recipe, arguments: Namespace) -> list[Said]:
     """Fit one network for all shares before each fold, and let it forecast the fold."""
-    panel, spec = as_panel(shares), build_spec(recipe)
-    folds = test.folds()
+    panel, folds = as_panel(shares), test.folds()
+    spec = build_spec(recipe, 500 if folds[0][0] >= LONG_HISTORY else 250)
     parts: list[list[Said]] = []
     for i, cutoff_K in enumerate(folds):
         began = time.perf_counter()
@@ -210,9 +213,9 @@ def as_panel(shares: Shares) -> Panel:
     )
 
 
-def build_spec(recipe: Recipe) -> ForecasterSpec:
+def build_spec(recipe: Recipe, input_size: int) -> ForecasterSpec:
     """Return what is forecast: one step of the log return, by the mean of several networks."""
-    network, members = recipe.network(YEAR), recipe.training.members
+    network, members = recipe.network(input_size), recipe.training.members
     if members > 1:
         network = EnsembleSpec.model_validate({"n_members": members, "member": network})
     return ForecasterSpec(
@@ -231,11 +234,13 @@ def build_spec(recipe: Recipe) -> ForecasterSpec:
 def fit_network(known: Panel, spec: ForecasterSpec, recipe: Recipe, arguments: Namespace) -> Forecaster:
     """Fit on the older part of what is known, choose on the newer; a step between them belongs to neither."""
     tensors = PanelTensors(known, spec.transform, pick_device("auto"), spec.covariates)
-    border = round((1 - VALIDATION_SHARE) * known.n_steps)
+    border = known.n_steps - min(MOST_VALIDATED, round(VALIDATION_SHARE * known.n_steps))
     train = Windows(tensors, spec.input_size, 1, 0, border - 1)
     validation = Windows(tensors, spec.input_size, 1, border, known.n_steps)
     config = recipe.training.model_copy(update={"seed": arguments.seed})
-    return Forecaster(spec, fit(spec, config, train, validation).network)
+    network = fit(spec, config, train, validation).network
+    calibrate(network, validation, spec.quantiles)
+    return Forecaster(spec, network)
 
 
 def ask_forecaster(forecaster: Forecaster, panel: Panel, n: int, cutoff_K: IntArray) -> Said:

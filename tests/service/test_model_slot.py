@@ -16,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 from forecasting.errors import RegistryUnavailableError
 from forecasting.forecaster import Forecaster, summarise
 from forecasting.registry import CHAMPION, DirectoryRegistry, ModelVersion, promote, rollback
+from forecasting.spec import FORMAT_VERSION
 from tests.service.conftest import Publish, Serve, build_forecaster, wait_until
 
 Y = [float(v) for v in 100 + np.random.default_rng(3).normal(size=12).cumsum()]
@@ -139,7 +140,7 @@ def edit_spec(**changes: object) -> Callable[[Path], None]:
         (poison_weights, "not finite"),
         (exchange_weights, "the golden input gives another answer"),
         (remove_golden, "golden.json cannot be replayed"),
-        (edit_spec(format_version=99), "format_version 99 is newer than 2"),
+        (edit_spec(format_version=99), f"format_version 99 is newer than {FORMAT_VERSION}"),
         (edit_spec(horizon=9), "does not fit the spec"),
         (edit_spec(surprise=1), "not a valid spec"),
         (edit_spec(name="other"), "the artefact is of model 'other'"),

@@ -2,10 +2,10 @@
 
 The backtest that promoted a model runs this very code on this very object; so does the service.
 
-B batch, L input_size, H horizon, Q quantiles.
+B batch, L input_size, H horizon, Q quantiles, P parameters of a density.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
@@ -26,6 +26,7 @@ from forecasting.transforms import apply_transform, invert_transform
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
+Ask = Callable[[FloatArray, NDArray[np.bool_], Covariates | None], FloatArray]
 
 BATCH = {"cpu": 256, "cuda": 4096}
 """Windows in one forward pass, which bounds the memory of a large request and not its size; on a CPU so many that
@@ -86,7 +87,9 @@ class Forecaster:
                 covariates are not those of the spec.
         """
         x_BL, mask_BL = self._modelled(y_BL, covariates)
-        return self.to_observed(self._forward_in_batches(x_BL, mask_BL, covariates))
+        return self.to_observed(
+            self._in_batches(self._forward, len(self.spec.quantiles), x_BL, mask_BL, covariates)
+        )
 
     def _modelled(self, y_BL: FloatArray, covariates: Covariates | None) -> tuple[FloatArray, NDArray[np.bool_]]:
         """Return the histories on the modelling scale and what of them is known, both checked."""
@@ -107,16 +110,17 @@ class Forecaster:
             y_BHQ[~np.isfinite(y_BHQ).all(axis=(1, 2))] = np.nan
         return y_BHQ
 
-    def _forward_in_batches(
-        self, x_BL: FloatArray, mask_BL: NDArray[np.bool_], covariates: Covariates | None
+    def _in_batches(
+        self, ask: Ask, width: int, x_BL: FloatArray, mask_BL: NDArray[np.bool_], covariates: Covariates | None
     ) -> FloatArray:
+        """Return the `(B, H, width)` answers, asked for a batch at a time."""
         size = self.batch
         if len(x_BL) <= size:
-            return self._forward(x_BL, mask_BL, covariates) if len(x_BL) else self._empty()
+            return ask(x_BL, mask_BL, covariates) if len(x_BL) else np.empty((0, self.spec.horizon, width))
         batches = [slice(i, i + size) for i in range(0, len(x_BL), size)]
         return np.concatenate(
             [
-                self._forward(x_BL[rows], mask_BL[rows], None if covariates is None else covariates.rows(rows))
+                ask(x_BL[rows], mask_BL[rows], None if covariates is None else covariates.rows(rows))
                 for rows in batches
             ]
         )
@@ -139,15 +143,29 @@ class Forecaster:
         Raises:
             InputError: the network is no volatility network, and says no density.
         """
-        networks = self.network.networks() if isinstance(self.network, Ensemble) else [self.network]
-        members = [network for network in networks if isinstance(network, Volatility)]
-        if len(members) < len(networks):
+        if not self.says_density:
             raise InputError(f"model {self.spec.name!r} says quantiles and no density; volatility networks do")
         x_BL, mask_BL = self._modelled(y_BL, covariates)
+        parts_BHP = self._in_batches(self._density, len(Density._fields), x_BL, mask_BL, covariates)
+        return Density(*np.moveaxis(parts_BHP, -1, 0))
+
+    @property
+    def says_density(self) -> bool:
+        """Whether `predict_density` has an answer."""
+        return len(self._volatility_networks()) == len(self._networks())
+
+    def _networks(self) -> list[QuantileNetwork]:
+        return self.network.networks() if isinstance(self.network, Ensemble) else [self.network]
+
+    def _volatility_networks(self) -> list[Volatility]:
+        return [network for network in self._networks() if isinstance(network, Volatility)]
+
+    def _density(self, x_BL: FloatArray, mask_BL: NDArray[np.bool_], covariates: Covariates | None) -> FloatArray:
         # Their level is the last value known, and so what the location is relative to.
         inputs, _ = self._inputs(x_BL, mask_BL, covariates)
-        parts = [torch.stack(member.density(inputs)) for member in members]
-        return Density(*torch.stack(parts).mean(dim=0).cpu().numpy().astype(np.float64))
+        said = [torch.stack(network.density(inputs), dim=-1) for network in self._volatility_networks()]
+        parts_BHP: FloatArray = torch.stack(said).mean(dim=0).cpu().numpy().astype(np.float64)
+        return parts_BHP
 
     def _forward(self, x_BL: FloatArray, mask_BL: NDArray[np.bool_], covariates: Covariates | None) -> FloatArray:
         inputs, level_B1 = self._inputs(x_BL, mask_BL, covariates)
@@ -198,9 +216,6 @@ class Forecaster:
     def calendar(self) -> Calendar:
         """Return the grid its timestamps lie on."""
         return parse_freq(self.spec.freq)
-
-    def _empty(self) -> FloatArray:
-        return np.empty((0, self.spec.horizon, len(self.spec.quantiles)))
 
 
 def _last_observed(x_BL: FloatArray, mask_BL: NDArray[np.bool_]) -> FloatArray:

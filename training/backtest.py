@@ -32,6 +32,7 @@ from training import metrics
 from training.baselines import baseline_specs
 from training.calibrate import FEW_RESIDUALS
 from training.job import JobConfig
+from training.skewed_t import SkewedT
 from training.windows import Split
 
 FloatArray = NDArray[np.float64]
@@ -102,6 +103,8 @@ class Backtest:
     quantiles_BHQ: FloatArray
     scales: tuple[FloatArray, FloatArray]
     """In-sample mean absolute and mean squared seasonal difference of each forecast's series."""
+    first_B: SkewedT | None = None
+    """The density of the first step's change since the cutoff, on the modelling scale, where one is told."""
 
     @cached_property
     def _scored(self) -> _Scored:
@@ -194,6 +197,7 @@ class Backtest:
             actual_BH=self.actual_BH[chosen_B],
             quantiles_BHQ=self.quantiles_BHQ[chosen_B],
             scales=(self.scales[0][chosen_B], self.scales[1][chosen_B]),
+            first_B=None if self.first_B is None else SkewedT(*(part_B[chosen_B] for part_B in self.first_B)),
         )
 
     def to_frame(self) -> pd.DataFrame:
@@ -240,8 +244,13 @@ def run_backtest(
     covariates = None
     if spec.takes_covariates:
         covariates = panel.covariates_at(series_B, cutoff_B, spec.covariates, spec.input_size, spec.horizon)
-    quantiles_BHQ = forecaster.predict(panel.y_NT[series_B[:, None], cutoff_B[:, None] + history], covariates)
-    return build_backtest(spec, panel, series_B, cutoff_B, quantiles_BHQ, in_sample=in_sample)
+    y_BL = panel.y_NT[series_B[:, None], cutoff_B[:, None] + history]
+    quantiles_BHQ = forecaster.predict(y_BL, covariates)
+    test = build_backtest(spec, panel, series_B, cutoff_B, quantiles_BHQ, in_sample=in_sample)
+    if not forecaster.says_density:
+        return test
+    density = forecaster.predict_density(y_BL, covariates)
+    return replace(test, first_B=SkewedT(*(part_BH[:, 0] for part_BH in density)))
 
 
 def find_questions(

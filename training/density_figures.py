@@ -194,11 +194,14 @@ def save_var_picture(step: NextStep, panel: Panel, title: str, path: Path) -> No
     axes.plot(shown.ds, r_K, ".", color=TRUTH, markersize=2, alpha=0.5, label="return")
     for (percent, var_K, hit_K), colour in zip(_values_at_risk(step, shown), (ALARM, "#e08e0b"), strict=False):
         said = f"VaR {percent} %: {hit_K.sum()} of {len(hit_K)} below, {len(hit_K) * percent / 100:.1f} expected"
-        axes.plot(shown.ds, var_K, color=colour, linewidth=0.9, label=said)
-        axes.plot(shown.ds[hit_K], r_K[hit_K], "o", color=colour, markersize=5 if percent == 1 else 3)
+        axes.plot(shown.ds, var_K, color=colour, linewidth=0.8, label=said)
+        dots = axes.plot(shown.ds[hit_K], r_K[hit_K], "o", color=colour, markersize=5 if percent == 1 else 4)
+        # What is below the farther one is below the nearer one too, and shows the farther one's colour.
+        dots[0].set(markeredgecolor="white", markeredgewidth=0.5, zorder=4 if percent == 1 else 3)
+    axes.margins(x=0.01)
     axes.set_ylabel("percent")
     axes.set_title(f"{title}: values at risk of {shown.unique_id}, a step ahead", fontsize=10)
-    axes.legend(frameon=False, fontsize=8, ncols=3)
+    axes.legend(frameon=False, fontsize=8, ncols=3, markerscale=3)
     _save_still(figure, path)
 
 
@@ -211,11 +214,12 @@ def save_score_difference_picture(
     axes.spines[["top", "right"]].set_visible(False)
     nearest = sorted(_leads(name, losses).items(), key=lambda lead: float(lead[1][-1]))[:MOST_LEADS]
     for (rival, lead_K), colour in zip(nearest, COLOURS, strict=False):
-        axes.plot(ds, lead_K, color=colour, linewidth=1.1, label=rival)
+        axes.plot(ds, lead_K, color=colour, linewidth=1.0, label=f"{rival} ({lead_K[-1]:+.2g})")
     axes.axhline(0.0, color=TRUTH, linewidth=0.8, linestyle=":")
-    axes.set_ylabel("CRPS saved, percent")
-    axes.set_title(f"{title}: beside the nearest rivals, added up; rising is ahead", fontsize=10)
-    axes.legend(frameon=False, fontsize=8, ncols=4)
+    axes.margins(x=0.01)
+    axes.set_ylabel("percent, rising is ahead")
+    axes.set_title(f"{title}: CRPS saved beside the nearest rivals, added up", fontsize=10)
+    axes.legend(frameon=False, fontsize=8, ncols=MOST_LEADS)
     _save_still(figure, path)
 
 

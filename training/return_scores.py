@@ -68,8 +68,8 @@ def next_step(test: Backtest, forecast: RivalForecast | None = None) -> NextStep
 
     Args:
         test: with transform log_return.
-        forecast: the rival's own answers to the same questions; where there is none the variance is that of the
-            quantiles.
+        forecast: the rival's own answers to the same questions. Where there is none, the density is the one the
+            backtest has, and the variance that of the density; without one, that of the quantiles.
     """
     if test.spec.transform != "log_return":
         raise InputError("returns are scored of jobs with transform log_return")
@@ -83,10 +83,13 @@ def next_step(test: Backtest, forecast: RivalForecast | None = None) -> NextStep
     last_B = apply_transform(test.panel.y_NT[test.series_B, test.cutoff_B], "log_return")
     r_B = apply_transform(test.actual_BH[:, 0], "log_return") - last_B
     quantiles_BQ = apply_transform(test.quantiles_BHQ[:, 0], "log_return") - last_B[:, None]
-    if forecast is None:
-        variance_B, density = variance_of_quantiles(quantiles_BQ, test.spec.quantiles), None
+    density = test.first_B if forecast is None else forecast.first
+    if forecast is not None:
+        variance_B = forecast.variance_KH[:, 0]
+    elif density is not None:
+        variance_B = density.scale**2
     else:
-        variance_B, density = forecast.variance_KH[:, 0], forecast.first
+        variance_B = variance_of_quantiles(quantiles_BQ, test.spec.quantiles)
     return NextStep(
         cutoffs_K,
         lay_out(r_B),

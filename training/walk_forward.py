@@ -16,6 +16,7 @@ import numpy as np
 from forecasting.panel import Panel
 from training.backtest import Backtest, plan_split
 from training.job import JobConfig
+from training.skewed_t import SkewedT
 from training.windows import Split
 
 
@@ -58,4 +59,13 @@ def join_backtests(parts: Sequence[Backtest]) -> Backtest:
             np.concatenate([part.scales[0] for part in parts]),
             np.concatenate([part.scales[1] for part in parts]),
         ),
+        first_B=_join_densities([part.first_B for part in parts]),
     )
+
+
+def _join_densities(parts: Sequence[SkewedT | None]) -> SkewedT | None:
+    """Return the densities of all folds; none where the forecaster of any fold tells none."""
+    told = [density for density in parts if density is not None]
+    if len(told) < len(parts):
+        return None
+    return SkewedT(*map(np.concatenate, zip(*told, strict=True)))

@@ -12,7 +12,7 @@ from arch.univariate import SkewStudent
 from forecasting.artifact import load_artifact, save_artifact
 from forecasting.covariates import Covariates
 from forecasting.errors import InputError
-from forecasting.forecaster import Forecaster
+from forecasting.forecaster import BATCH, Forecaster
 from forecasting.networks import build_network
 from forecasting.networks.base import CovariateTensors, Inputs
 from forecasting.networks.ensemble import Ensemble
@@ -191,7 +191,19 @@ def test_the_density_is_the_one_whose_quantiles_are_answered(n_members: int) -> 
             np.testing.assert_allclose(returns_BHQ[series, h], location + scale * exact_Q, rtol=5e-3, atol=5e-3)
 
 
+def test_densities_of_many_histories_are_worked_out_batch_by_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    forecaster = served(3)
+    whole = forecaster.predict_density(prices(), told())
+    monkeypatch.setitem(BATCH, "cpu", 2)
+    for found, expected in zip(forecaster.predict_density(prices(), told()), whole, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    none = forecaster.predict_density(prices()[:0], told().rows(slice(0, 0)))
+    assert [part_BH.shape for part_BH in none] == [(0, forecaster.spec.horizon)] * 4
+
+
 def test_a_forecaster_without_a_density_says_so() -> None:
+    assert served(3).says_density
+    assert not make_forecaster(MLPSpec(input_size=8)).says_density
     with pytest.raises(InputError, match="says quantiles and no density"):
         make_forecaster(MLPSpec(input_size=8)).predict_density(prices())
 

@@ -77,9 +77,23 @@ training: {max_epochs: 1, steps_per_epoch: 20}
 evaluation: {n_windows: 4, validation_size: 300}
 """
 
+VOLATILITY = """
+name: spread
+source: {kind: sample, dataset: sp500}
+target: {column: Close, transform: log_return}
+freq: XNYS
+horizon: 2
+covariates: {ranges: [parkinson, garman_klass]}
+candidates:
+  - {kind: volatility_lstm, input_size: 60, hidden_size: 4}
+training: {max_epochs: 1, steps_per_epoch: 5, members: 2}
+evaluation: {n_windows: 4, validation_size: 300}
+"""
+
 
 @pytest.fixture(
-    params=[STOCKS, SENSOR, COVARIATES, RANGES], ids=["sessions", "weeks-with-gaps", "covariates", "ranges"]
+    params=[STOCKS, SENSOR, COVARIATES, RANGES, VOLATILITY],
+    ids=["sessions", "weeks-with-gaps", "covariates", "ranges", "volatility"],
 )
 def run(
     request: pytest.FixtureRequest,

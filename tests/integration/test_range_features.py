@@ -36,10 +36,14 @@ freq: XNYS
 horizon: 3
 covariates: {ranges: [parkinson, garman_klass, rogers_satchell, overnight, intraday]}
 candidates:
-  - {kind: lstm, input_size: 20, hidden_size: 8}
+  - %s
 training: {max_epochs: 1, steps_per_epoch: 20}
 evaluation: {n_windows: 1, validation_size: 80}
 """
+CANDIDATES = {
+    "lstm": "{kind: lstm, input_size: 20, hidden_size: 8}",
+    "volatility": "{kind: volatility_lstm, input_size: 20, hidden_size: 4, training: {members: 2}}",
+}
 PRICES = ["first", "top", "bottom"]
 COLUMNS = ["mean", "lo-80", "hi-80", "lo-95", "hi-95"]
 
@@ -59,12 +63,12 @@ def shares(n_sessions: int = 300) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+@pytest.fixture(scope="module", params=CANDIDATES)
+def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A job that has been trained; its candidate is the champion whatever the gate says."""
     folder = tmp_path_factory.mktemp("ranges")
     shares().to_csv(folder / "shares.csv", index=False)
-    (folder / "job.yaml").write_text(JOB)
+    (folder / "job.yaml").write_text(JOB % CANDIDATES[request.param])
     settings = PipelineSettings(home=folder / "home")
     run = new_run(folder / "job.yaml", settings, Listener())
     outcome = retrain(run)
@@ -73,9 +77,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return run
 
 
+def candidate_of(run: Run) -> str:
+    return run.job.candidates[0].name
+
+
 @pytest.fixture(scope="module")
 def backtest(run: Run) -> Backtest:
-    return backtest_of(run, run.artifact("lstm"), run.split.cutoffs)
+    return backtest_of(run, run.artifact(candidate_of(run)), run.split.cutoffs)
 
 
 def known(run: Run, backtest: Backtest) -> pd.DataFrame:
@@ -113,7 +121,7 @@ def test_the_networks_are_told_what_prices_say(run: Run, backtest: Backtest) -> 
     assert np.isnan(parkinson).any()
     overnight = 100 * np.log(rows["first"] / rows["last"].shift())
     np.testing.assert_allclose(panel.past_NTP[0, :, RANGE_FEATURES.index("overnight")], overnight)
-    assert run.spec_of("lstm").covariates.price_columns == tuple(PRICES)
+    assert run.spec_of(candidate_of(run)).covariates.price_columns == tuple(PRICES)
 
 
 def test_requests_ledger_files_and_backtest_forecast_the_same(run: Run, backtest: Backtest) -> None:
@@ -162,7 +170,7 @@ def test_features_may_be_sent_instead_of_the_prices(run: Run, backtest: Backtest
 
 def test_files_bring_prices_too(run: Run, backtest: Backtest, tmp_path: Path) -> None:
     rows = known(run, backtest).rename(columns={"last": "y"})
-    found = forecast_frame(load_artifact(run.artifact("lstm")), rows)
+    found = forecast_frame(load_artifact(run.artifact(candidate_of(run))), rows)
     for unique_id, forecast in found.groupby("unique_id"):
         for column in COLUMNS:
             np.testing.assert_allclose(forecast[column], expected(backtest, str(unique_id))[column], rtol=1e-6)

@@ -11,6 +11,7 @@ import yaml
 from mlflow.tracking import MlflowClient
 from typer.testing import CliRunner
 
+from forecasting.artifact import load_artifact
 from forecasting.errors import TrainingError
 from forecasting.panel import Columns, Panel
 from forecasting.registry import open_registry
@@ -23,8 +24,10 @@ from pipelines.run import Run, new_run
 from pipelines.settings import PipelineSettings
 from tests.conftest import make_panel
 from tests.pipelines.test_retrain import Listener, runs_of
+from training import risk
 from training.econometrics import RIVALS
 from training.job import JobConfig, RivalName
+from training.skewed_t import SkewedT
 
 N_STEPS = 420
 JOB = {
@@ -207,6 +210,32 @@ def test_rivals_are_in_the_leaderboard_with_a_verdict_and_never_published(
     }
     assert outcome.decision is not None
     assert outcome.decision.numbers["verdict"] == verdict
+
+
+def test_a_network_that_tells_a_density_is_scored_by_it_in_every_fold(
+    job_file: Path, settings: PipelineSettings
+) -> None:
+    candidate = {"kind": "volatility_lstm", "input_size": 20, "training": {"steps_per_epoch": 5, "members": 2}}
+    asked = {**JOB["evaluation"], "rivals": ["ewma"]}  # type: ignore[dict-item]
+    job_file.write_text(yaml.safe_dump({**JOB, "candidates": [candidate], "evaluation": asked}))
+    run = new_run(job_file, settings, Listener())
+    board = retrain(run).leaderboard("crps")
+    told = {"volatility_lstm", "ewma"}
+    assert board["log_score"].notna().to_dict() == {name: name in told for name in board.index}
+    scale, r, log_scores = (list[float]() for _ in range(3))
+    for part in run.by_fold:
+        forecaster, y_NT = load_artifact(part.artifact("volatility_lstm")), part.panel.y_NT
+        for cutoff in part.split.cutoffs:
+            density = SkewedT(*(p[:, 0] for p in forecaster.predict_density(y_NT[:, cutoff - 19 : cutoff + 1])))
+            r_N = 100 * np.log(y_NT[:, cutoff + 1] / y_NT[:, cutoff])
+            scale.extend(density.scale)
+            r.extend(r_N)
+            log_scores.extend(-density.log_density(r_N))
+    found = board.loc["volatility_lstm"]
+    assert found["log_score"] == pytest.approx(np.mean(log_scores), rel=1e-5)
+    assert found["qlike"] == pytest.approx(risk.qlike(np.array(r), np.square(scale)), rel=1e-5)
+    tracked = {one.info.run_name.split()[0]: one.data.metrics for one in runs_of(settings, "shares")}
+    assert tracked["volatility_lstm"]["test/log_score"] == pytest.approx(found["log_score"])
 
 
 def test_rivals_are_the_same_side_by_side(job_file: Path, settings: PipelineSettings) -> None:

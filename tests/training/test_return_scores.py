@@ -1,5 +1,7 @@
 """What forecasts of returns are scored on: against densities whose answers are known."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.stats import norm
@@ -20,6 +22,7 @@ from training.return_scores import (
     variance_of_quantiles,
 )
 from training.skewed_t import SkewedT
+from training.walk_forward import join_backtests
 
 QUANTILES = quantiles_for((90.0,), "log_return")
 CUTOFFS = np.arange(100, 700)
@@ -104,6 +107,32 @@ def test_a_rivals_own_variance_and_density_are_taken() -> None:
     expected = -norm.logpdf(step.r_KN, scale=2.0).mean()
     assert return_scores(step)["log_score"] == pytest.approx(expected, rel=1e-12)
     assert qlike_by_series(step) == pytest.approx(np.log(4.0) + step.r_KN**2 / 4.0)
+
+
+def test_a_density_the_backtest_has_is_what_is_scored() -> None:
+    test = backtest_of(prices())
+    n = len(test.series_B)
+    scale_B = np.where(test.series_B == 0, 2.0, 3.0)
+    told = replace(test, first_B=SkewedT(np.zeros(n), scale_B, np.zeros(n), np.zeros(n)))
+    step = next_step(told)
+    assert np.array_equal(step.variance_KN, np.tile([4.0, 9.0], (len(CUTOFFS), 1)))
+    expected = -norm.logpdf(step.r_KN, scale=[2.0, 3.0]).mean()
+    assert return_scores(step)["log_score"] == pytest.approx(expected, rel=1e-12)
+    assert "log_score" not in return_scores(next_step(test))
+
+
+def test_densities_stay_with_their_forecasts_where_those_are_chosen_or_joined() -> None:
+    test = backtest_of(prices())
+    n = len(test.series_B)
+    density = SkewedT(test.cutoff_B + 0.1 * test.series_B, np.full(n, 2.0), np.zeros(n), np.zeros(n))
+    told = replace(test, first_B=density)
+    early, late = told.select(test.cutoff_B < 300), told.select(test.cutoff_B >= 300)
+    joined = join_backtests([early, late])
+    for part in (early, late, joined):
+        assert part.first_B is not None
+        assert np.array_equal(part.first_B.location, part.cutoff_B + 0.1 * part.series_B)
+    assert len(joined.series_B) == n
+    assert join_backtests([early, replace(late, first_B=None)]).first_B is None
 
 
 def test_only_the_next_step_is_scored_whatever_the_horizon() -> None:

@@ -17,6 +17,8 @@ FloatArray = NDArray[np.float64]
 DateArray = NDArray[np.datetime64]
 
 DATES = ("date", "ds", "timestamp", "time", "datetime", "day")
+OFFSET = r"(?<=\d:\d\d)(\.\d+)?\s*(Z|[+-]\d\d:?\d\d)$"
+"""What follows the time of day: a fraction of its second, and how far from UTC it is."""
 NAMES = ("unique_id", "ticker", "symbol", "name", "share", "stock")
 
 
@@ -102,12 +104,21 @@ def _read_columns(frame: pd.DataFrame, where: str) -> pd.DataFrame:
     if date is None or absent:
         lacks = ", ".join([*([] if date else ["a date"]), *absent])
         raise SystemExit(f"{where} lacks {lacks}; it has {', '.join(map(str, frame.columns))}")
-    sessions = pd.DatetimeIndex(pd.to_datetime(named[date])).tz_localize(None).normalize()
+    sessions = _read_sessions(named[date], where)
     kept = [*PRICES, *(["adj close"] if "adj close" in named.columns else [])]
     prices = named[kept].apply(pd.to_numeric, errors="coerce").set_axis(sessions)
     prices = prices[~prices.index.duplicated(keep="last")].sort_index()
     traded = (prices["close"] > 0) & np.isfinite(prices["close"])
     return pd.DataFrame(prices[traded])
+
+
+def _read_sessions(told: pd.Series, where: str) -> pd.DatetimeIndex:
+    """Return the dates on the exchange's own wall, whatever their distance from UTC, which changes with summer."""
+    texts = told.astype(str).str.replace(OFFSET, "", regex=True)
+    try:
+        return pd.DatetimeIndex(pd.to_datetime(texts)).normalize()
+    except ValueError as error:
+        raise SystemExit(f"{where} has a date that cannot be read, as 2020-01-31 can: {error}") from error
 
 
 def _align(found: Mapping[str, pd.DataFrame]) -> Shares:

@@ -146,7 +146,9 @@ def adjust_rows(frame: pd.DataFrame, ds: pd.Series, quoted: Quoted) -> pd.DataFr
     values = frame[[*priced, *ACTIONS]].apply(_to_numbers).assign(ds=ds)
     _require_numbers(frame, values)
     shares = values[ds.notna()].groupby(frame["unique_id"], sort=False)
-    parts = [_factors_of(str(name), rows, quoted).reindex(rows["ds"]).set_axis(rows.index) for name, rows in shares]
+    parts = [
+        _factors_of(str(name), rows, quoted).reindex(rows["ds"]).set_axis(rows.index) for name, rows in shares
+    ]
     if not parts:
         return frame.assign(**{FACTOR: np.nan})
     told = pd.concat(parts).reindex(frame.index)

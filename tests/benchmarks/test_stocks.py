@@ -64,6 +64,21 @@ def test_a_column_may_name_the_shares(tmp_path: Path) -> None:
     assert np.isfinite(shares.x_NT).sum(axis=1).tolist() == [20, 30]
 
 
+@pytest.mark.parametrize("form", ["%Y-%m-%d 00:00:00%z", "%Y-%m-%dT00:00:00.000000%z", "%Y%m%d", "%Y-%m-%d 00:00"])
+def test_sessions_are_the_dates_on_the_wall_of_the_exchange(tmp_path: Path, form: str) -> None:
+    frame = prices(200)
+    sessions = pd.DatetimeIndex(frame["Date"])
+    frame["Date"] = sessions.tz_localize("America/New_York").strftime(form)
+    frame.to_csv(tmp_path / "wall.csv", index=False)
+    assert (load_file(tmp_path / "wall.csv").session_T == sessions.to_numpy()).all()
+
+
+def test_a_date_that_cannot_be_read_is_refused_with_the_file(tmp_path: Path) -> None:
+    prices(5).replace({"Date": {"2012-01-04": "soon"}}).to_csv(tmp_path / "soon.csv", index=False)
+    with pytest.raises(SystemExit, match=r"soon.csv has a date that cannot be read, as 2020-01-31 can: .*soon"):
+        load_file(tmp_path / "soon.csv")
+
+
 def test_a_file_without_prices_is_refused_with_what_it_has(tmp_path: Path) -> None:
     prices(5).drop(columns=["High", "Date"]).to_csv(tmp_path / "half.csv", index=False)
     with pytest.raises(SystemExit, match=r"half.csv lacks a date, high; it has Open, Low"):

@@ -17,6 +17,7 @@ from forecasting.transforms import apply_transform
 from training import risk
 from training.backtest import Backtest
 from training.econometrics import RivalForecast
+from training.garch import VARIANCE_FLOOR
 from training.skewed_t import SkewedT
 
 FloatArray = NDArray[np.float64]
@@ -84,7 +85,9 @@ def next_step(test: Backtest, forecast: RivalForecast | None = None) -> NextStep
     r_B = apply_transform(test.actual_BH[:, 0], "log_return") - last_B
     quantiles_BQ = apply_transform(test.quantiles_BHQ[:, 0], "log_return") - last_B[:, None]
     if forecast is None:
-        variance_B, density = variance_of_quantiles(quantiles_BQ, test.spec.quantiles), None
+        # As rivals are: where a share stands still, the one without a floor would win or lose by infinity.
+        variance_B = np.maximum(variance_of_quantiles(quantiles_BQ, test.spec.quantiles), VARIANCE_FLOOR)
+        density = None
     else:
         variance_B, density = forecast.variance_KH[:, 0], forecast.first
     return NextStep(

@@ -120,6 +120,18 @@ def test_neither_the_network_nor_a_rival_looks_ahead(folder: Path) -> None:
     assert not np.array_equal(before[21:], after[21:])
 
 
+def test_of_a_share_that_stands_still_the_network_says_no_less_than_rivals_may(tmp_path: Path) -> None:
+    still = prices().assign(**dict.fromkeys(["Open", "High", "Low", "Close", "Adj Close"], 20.0))
+    for name, frame in (("MOVES", prices()), ("STILL", still)):
+        frame.to_csv(tmp_path / f"{name}.csv", index=False)
+    shares, test = load_folder(tmp_path), stocks.Test(np.arange(560, 570), 1000)
+    said = stocks.ask_network(shares, test, STOCKS["volatility_rnn"].quick(), arguments())[1]
+    rival = stocks.ask_rival("ewma", shares, 1, test, 1)
+    assert said.variance_K == pytest.approx(rival.variance_K)
+    assert said.density is not None
+    assert said.density.scale**2 == pytest.approx(rival.variance_K)
+
+
 def test_the_quick_run_scores_everyone_and_says_whether_there_is_skill(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

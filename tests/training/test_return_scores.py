@@ -19,6 +19,7 @@ from training.return_scores import (
     return_scores,
     variance_of_quantiles,
 )
+from training.rivals import ask_rival, rival_backtest
 from training.skewed_t import SkewedT
 
 QUANTILES = quantiles_for((90.0,), "log_return")
@@ -104,6 +105,17 @@ def test_a_rivals_own_variance_and_density_are_taken() -> None:
     expected = -norm.logpdf(step.r_KN, scale=2.0).mean()
     assert return_scores(step)["log_score"] == pytest.approx(expected, rel=1e-12)
     assert qlike_by_series(step) == pytest.approx(np.log(4.0) + step.r_KN**2 / 4.0)
+
+
+def test_a_share_that_stands_still_costs_a_forecaster_what_it_costs_a_rival() -> None:
+    moving = prices()
+    still = Panel(moving.unique_ids, moving.ds, np.full_like(moving.y_NT, 50.0), moving.calendar)
+    test = backtest_of(still, scale=0.0)
+    rival = rival_backtest("ewma", still, test.spec, CUTOFFS, refit_every=1000, history_needed=5, in_sample=100)
+    answer = ask_rival("ewma", still, test.spec, test.series_B, test.cutoff_B, refit_every=1000)
+    ours, theirs = qlike_by_series(next_step(test)), qlike_by_series(next_step(rival, answer))
+    assert np.isfinite(ours).all()
+    assert ours == pytest.approx(theirs)
 
 
 def test_only_the_next_step_is_scored_whatever_the_horizon() -> None:

@@ -166,9 +166,9 @@ def _require_numbers(frame: pd.DataFrame, values: pd.DataFrame) -> None:
     for column in ACTIONS:
         unread = values[column].isna() & frame[column].notna() & (frame[column].astype(str).str.strip() != "")
         if unread.any():
-            row = frame.loc[unread.idxmax()]
+            name, told = (frame[which].iloc[int(unread.to_numpy().argmax())] for which in ("unique_id", column))
             raise SourceError(
-                f"series {row['unique_id']!r}: {column} {row[column]!r} is no number such as "
+                f"series {name!r}: {column} {told!r} is no number such as "
                 f"{'2 for two new shares for an old one' if column == SPLITS else '0.25'}"
             )
 

@@ -77,14 +77,18 @@ def load_folder(folder: Path) -> Shares:
     """Return the shares of every CSV of a folder, each named like its file.
 
     Raises:
-        SystemExit: there is none, or one has not the columns.
+        SystemExit: there is none, one has not the columns, or a share is in two.
     """
     paths = sorted(folder.glob("*.csv"))
     if not paths:
         raise SystemExit(f"{folder.name} has no file *.csv")
     found: dict[str, pd.DataFrame] = {}
     for path in paths:
-        found.update(_read_file(path))
+        told = _read_file(path)
+        twice = sorted(found.keys() & told.keys())
+        if twice:
+            raise SystemExit(f"{path.name} has {', '.join(twice)}, which another file before it has too")
+        found.update(told)
     return _align(found)
 
 

@@ -87,6 +87,12 @@ def test_a_file_without_prices_is_refused_with_what_it_has(tmp_path: Path) -> No
         load_folder(tmp_path / "nowhere")
 
 
+def test_a_share_in_two_files_is_refused(folder: Path) -> None:
+    prices(20).assign(Symbol="BBB").to_csv(folder / "more.csv", index=False)
+    with pytest.raises(SystemExit, match=r"more.csv has BBB, which another file before it has too"):
+        load_folder(folder)
+
+
 def test_too_little_history_is_refused_in_numbers(tmp_path: Path) -> None:
     prices(700).to_csv(tmp_path / "short.csv", index=False)
     with pytest.raises(

@@ -17,6 +17,8 @@ FloatArray = NDArray[np.float64]
 DateArray = NDArray[np.datetime64]
 
 DATES = ("date", "ds", "timestamp", "time", "datetime", "day")
+OFFSET = r"(?<=\d:\d\d)(\.\d+)?\s*(Z|[+-]\d\d:?\d\d)$"
+"""What follows the time of day: a fraction of its second, and how far from UTC it is."""
 NAMES = ("unique_id", "ticker", "symbol", "name", "share", "stock")
 
 
@@ -75,14 +77,18 @@ def load_folder(folder: Path) -> Shares:
     """Return the shares of every CSV of a folder, each named like its file.
 
     Raises:
-        SystemExit: there is none, or one has not the columns.
+        SystemExit: there is none, one has not the columns, or a share is in two.
     """
     paths = sorted(folder.glob("*.csv"))
     if not paths:
         raise SystemExit(f"{folder.name} has no file *.csv")
     found: dict[str, pd.DataFrame] = {}
     for path in paths:
-        found.update(_read_file(path))
+        told = _read_file(path)
+        twice = sorted(found.keys() & told.keys())
+        if twice:
+            raise SystemExit(f"{path.name} has {', '.join(twice)}, which another file before it has too")
+        found.update(told)
     return _align(found)
 
 
@@ -102,12 +108,21 @@ def _read_columns(frame: pd.DataFrame, where: str) -> pd.DataFrame:
     if date is None or absent:
         lacks = ", ".join([*([] if date else ["a date"]), *absent])
         raise SystemExit(f"{where} lacks {lacks}; it has {', '.join(map(str, frame.columns))}")
-    sessions = pd.DatetimeIndex(pd.to_datetime(named[date])).tz_localize(None).normalize()
+    sessions = _read_sessions(named[date], where)
     kept = [*PRICES, *(["adj close"] if "adj close" in named.columns else [])]
     prices = named[kept].apply(pd.to_numeric, errors="coerce").set_axis(sessions)
     prices = prices[~prices.index.duplicated(keep="last")].sort_index()
     traded = (prices["close"] > 0) & np.isfinite(prices["close"])
     return pd.DataFrame(prices[traded])
+
+
+def _read_sessions(told: pd.Series, where: str) -> pd.DatetimeIndex:
+    """Return the dates on the exchange's own wall, whatever their distance from UTC, which changes with summer."""
+    texts = told.astype(str).str.replace(OFFSET, "", regex=True)
+    try:
+        return pd.DatetimeIndex(pd.to_datetime(texts)).normalize()
+    except ValueError as error:
+        raise SystemExit(f"{where} has a date that cannot be read, as 2020-01-31 can: {error}") from error
 
 
 def _align(found: Mapping[str, pd.DataFrame]) -> Shares:

@@ -10,6 +10,7 @@ else on what was known then. Of several shares there is one network for all and 
 N shares, T sessions, K test cutoffs, Q quantiles.
 """
 
+import math
 import sys
 import time
 from argparse import Namespace
@@ -34,6 +35,7 @@ from forecasting.spec import CovariatesSpec, EnsembleSpec, ForecasterSpec
 from training.calibrate import calibrate
 from training.econometrics import RIVALS, forecast_rival
 from training.fit import fit, pick_device
+from training.garch import VARIANCE_FLOOR
 from training.skewed_t import SkewedT
 from training.windows import PanelTensors, Windows
 
@@ -259,6 +261,8 @@ def ask_forecaster(forecaster: Forecaster, panel: Panel, n: int, cutoff_K: IntAr
         quantiles_KQ[asked_K] = 100.0 * np.log(price_KQ / y_KL[asked_K, -1:])
         for part_K, found_KH in zip(density, forecaster.predict_density(y_KL[asked_K], told), strict=True):
             part_K[asked_K] = found_KH[:, 0]
+        # As rivals are held to it: where a share stands still, who says less would win or lose by any amount.
+        np.maximum(density.scale, math.sqrt(VARIANCE_FLOOR), out=density.scale)
     return Said(quantiles_KQ, density.scale**2, density)
 
 

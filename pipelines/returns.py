@@ -51,9 +51,10 @@ def compare_returns(run: Run, asked: Mapping[str, Ask], judged: str, needed: int
         needed: steps of history before a cutoff that is asked.
     """
     rivals = ask_rivals(run, needed)
-    found = Returns({}, {}, {}, list(rivals), "")
+    found = Returns({}, {}, {}, rivals, "")
     steps = {name: _enter(found, name, Rival(backtest(), None)) for name, backtest in asked.items()}
-    for name, rival in rivals.items():
+    for name in rivals:
+        rival = load_rival(run, name, needed)
         _enter(found, name, rival)
         found.scores[name] |= rival.test.scores()
     _compare(run, found, judged)

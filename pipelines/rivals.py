@@ -69,19 +69,18 @@ def choose_rivals(job: JobConfig, panel: Panel, n_cutoffs: int) -> tuple[list[st
     )
 
 
-def ask_rivals(run: Run, needed: int) -> dict[str, Rival]:
-    """Ask the rivals of a job at the test cutoffs of all its folds; one that fails, fails alone."""
+def ask_rivals(run: Run, needed: int) -> list[str]:
+    """Ask the rivals of a job at the test cutoffs of all its folds; return those that answered.
+
+    One that fails, fails alone. Of many series answers are large, and `load_rival` gives those of one.
+    """
     names, left_out = choose_rivals(run.job, run.panel, len(run.cutoffs))
     if left_out:
         run.reporter.say(f"rivals: {left_out}")
     asked = run if run.settings.in_turn else run.elsewhere
     tasks = {f"rival {name}": (asked, name, needed) for name in names}
     errors = map_tasks(answer_as_rival, tasks, run.settings, run.reporter)
-    return {
-        name: load_rival(run, name, needed)
-        for name, error in zip(names, errors.values(), strict=True)
-        if not error
-    }
+    return [name for name, error in zip(names, errors.values(), strict=True) if not error]
 
 
 def answer_as_rival(reporter: Reporter, run: Run, name: str, needed: int) -> str | None:

@@ -74,8 +74,10 @@ def forward_factors(close_T: FloatArray, dividends_T: FloatArray, splits_T: Floa
     closes_T = pd.Series(close_T * shares_T).ffill().to_numpy()
     before_T = np.append(np.nan, closes_T[:-1])
     paid_T = np.nan_to_num(dividends_T) * shares_T
-    # Before the first close nothing is known that a dividend could be a share of.
-    share_T = np.where(np.isnan(before_T), 0.0, paid_T / before_T)
+    # Before the first close nothing is known that a dividend could be a share of, and no dividend is a share of
+    # any close, be it one that makes no sense: whoever reads the prices refuses that.
+    asked_T = ~np.isnan(before_T) & (paid_T != 0)
+    share_T = np.divide(paid_T, before_T, out=np.where(asked_T, np.inf, 0.0), where=asked_T & (before_T > 0))
     bad_T = ~((share_T >= 0) & (share_T < 1))
     if bad_T.any():
         raise ValueError("a dividend is not below the close before it", int(bad_T.argmax()))
@@ -142,10 +144,14 @@ def adjust_rows(frame: pd.DataFrame, ds: pd.Series, quoted: Quoted) -> pd.DataFr
         )
     priced = [name for name in (*OHLC, VOLUME) if name in frame.columns]
     values = frame[[*priced, *ACTIONS]].apply(_to_numbers).assign(ds=ds)
+    _require_numbers(frame, values)
     shares = values[ds.notna()].groupby(frame["unique_id"], sort=False)
-    told = pd.concat(
-        [_factors_of(str(name), rows, quoted).reindex(rows["ds"]).set_axis(rows.index) for name, rows in shares]
-    ).reindex(frame.index)
+    parts = [
+        _factors_of(str(name), rows, quoted).reindex(rows["ds"]).set_axis(rows.index) for name, rows in shares
+    ]
+    if not parts:
+        return frame.assign(**{FACTOR: np.nan})
+    told = pd.concat(parts).reindex(frame.index)
     adjusted = frame.assign(**{FACTOR: told["price"]})
     for column in priced:
         made = (
@@ -153,6 +159,18 @@ def adjust_rows(frame: pd.DataFrame, ds: pd.Series, quoted: Quoted) -> pd.DataFr
         )
         adjusted[column] = made.where(made.notna(), frame[column])
     return adjusted
+
+
+def _require_numbers(frame: pd.DataFrame, values: pd.DataFrame) -> None:
+    """Refuse actions that are told and are no numbers: taken for none, they would leave a jump in the prices."""
+    for column in ACTIONS:
+        unread = values[column].isna() & frame[column].notna() & (frame[column].astype(str).str.strip() != "")
+        if unread.any():
+            name, told = (frame[which].iloc[int(unread.to_numpy().argmax())] for which in ("unique_id", column))
+            raise SourceError(
+                f"series {name!r}: {column} {told!r} is no number such as "
+                f"{'2 for two new shares for an old one' if column == SPLITS else '0.25'}"
+            )
 
 
 def _factors_of(name: str, rows: pd.DataFrame, quoted: Quoted) -> pd.DataFrame:

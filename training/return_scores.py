@@ -17,6 +17,7 @@ from forecasting.transforms import apply_transform
 from training import risk
 from training.backtest import Backtest
 from training.econometrics import RivalForecast
+from training.garch import VARIANCE_FLOOR
 from training.skewed_t import SkewedT
 
 FloatArray = NDArray[np.float64]
@@ -90,6 +91,8 @@ def next_step(test: Backtest, forecast: RivalForecast | None = None) -> NextStep
         variance_B = density.scale**2
     else:
         variance_B = variance_of_quantiles(quantiles_BQ, test.spec.quantiles)
+    # As that of rivals: where a share stands still, the one without a floor would win or lose by infinity.
+    variance_B = np.maximum(variance_B, VARIANCE_FLOOR)
     return NextStep(
         cutoffs_K,
         lay_out(r_B),

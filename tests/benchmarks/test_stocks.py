@@ -64,12 +64,33 @@ def test_a_column_may_name_the_shares(tmp_path: Path) -> None:
     assert np.isfinite(shares.x_NT).sum(axis=1).tolist() == [20, 30]
 
 
+@pytest.mark.parametrize("form", ["%Y-%m-%d 00:00:00%z", "%Y-%m-%dT00:00:00.000000%z", "%Y%m%d", "%Y-%m-%d 00:00"])
+def test_sessions_are_the_dates_on_the_wall_of_the_exchange(tmp_path: Path, form: str) -> None:
+    frame = prices(200)
+    sessions = pd.DatetimeIndex(frame["Date"])
+    frame["Date"] = sessions.tz_localize("America/New_York").strftime(form)
+    frame.to_csv(tmp_path / "wall.csv", index=False)
+    assert (load_file(tmp_path / "wall.csv").session_T == sessions.to_numpy()).all()
+
+
+def test_a_date_that_cannot_be_read_is_refused_with_the_file(tmp_path: Path) -> None:
+    prices(5).replace({"Date": {"2012-01-04": "soon"}}).to_csv(tmp_path / "soon.csv", index=False)
+    with pytest.raises(SystemExit, match=r"soon.csv has a date that cannot be read, as 2020-01-31 can: .*soon"):
+        load_file(tmp_path / "soon.csv")
+
+
 def test_a_file_without_prices_is_refused_with_what_it_has(tmp_path: Path) -> None:
     prices(5).drop(columns=["High", "Date"]).to_csv(tmp_path / "half.csv", index=False)
     with pytest.raises(SystemExit, match=r"half.csv lacks a date, high; it has Open, Low"):
         load_file(tmp_path / "half.csv")
     with pytest.raises(SystemExit, match="has no file"):
         load_folder(tmp_path / "nowhere")
+
+
+def test_a_share_in_two_files_is_refused(folder: Path) -> None:
+    prices(20).assign(Symbol="BBB").to_csv(folder / "more.csv", index=False)
+    with pytest.raises(SystemExit, match=r"more.csv has BBB, which another file before it has too"):
+        load_folder(folder)
 
 
 def test_too_little_history_is_refused_in_numbers(tmp_path: Path) -> None:
@@ -103,6 +124,18 @@ def test_neither_the_network_nor_a_rival_looks_ahead(folder: Path) -> None:
     before, after = (stocks.ask_network(which, test, recipe, ask)[0].quantiles_KQ for which in (shares, other))
     np.testing.assert_array_equal(before[:21], after[:21])
     assert not np.array_equal(before[21:], after[21:])
+
+
+def test_of_a_share_that_stands_still_the_network_says_no_less_than_rivals_may(tmp_path: Path) -> None:
+    still = prices().assign(**dict.fromkeys(["Open", "High", "Low", "Close", "Adj Close"], 20.0))
+    for name, frame in (("MOVES", prices()), ("STILL", still)):
+        frame.to_csv(tmp_path / f"{name}.csv", index=False)
+    shares, test = load_folder(tmp_path), stocks.Test(np.arange(560, 570), 1000)
+    said = stocks.ask_network(shares, test, STOCKS["volatility_rnn"].quick(), arguments())[1]
+    rival = stocks.ask_rival("ewma", shares, 1, test, 1)
+    assert said.variance_K == pytest.approx(rival.variance_K)
+    assert said.density is not None
+    assert said.density.scale**2 == pytest.approx(rival.variance_K)
 
 
 def test_the_quick_run_scores_everyone_and_says_whether_there_is_skill(

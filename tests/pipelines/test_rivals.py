@@ -19,7 +19,7 @@ from pipelines import rivals
 from pipelines.cli import app
 from pipelines.load import load_data
 from pipelines.retrain import TAG_VERDICT, backtest, retrain
-from pipelines.rivals import Rival, answer_as_rival, ask_rivals, choose_rivals
+from pipelines.rivals import Rival, answer_as_rival, ask_rivals, choose_rivals, load_rival
 from pipelines.run import Run, new_run
 from pipelines.settings import PipelineSettings
 from tests.conftest import make_panel
@@ -116,8 +116,12 @@ def test_what_takes_long_is_left_out_of_a_large_panel_and_said() -> None:
     assert choose_rivals(job(rivals=["garch"]), panel, 100_001) == (["garch"], "")
 
 
+def answers_of(run: Run) -> dict[str, Rival]:
+    return {name: load_rival(run, name, 30) for name in ask_rivals(run, 30)}
+
+
 def test_rivals_answer_the_questions_of_the_candidates(run: Run) -> None:
-    found = ask_rivals(run, 30)
+    found = answers_of(run)
     assert list(found) == ["random_walk", "ewma", "garch_t"]
     for rival in found.values():
         assert sorted(set(rival.test.cutoff_B)) == list(run.cutoffs)
@@ -129,7 +133,7 @@ def test_rivals_learn_nothing_from_the_embargo_on(run: Run, job_file: Path, sett
     """The random walk's variance is the mean square of what its fold may see, and nothing else."""
 
     def variances_of(asked: Run) -> np.ndarray:
-        forecast = ask_rivals(asked, 30)["random_walk"].forecast
+        forecast = answers_of(asked)["random_walk"].forecast
         assert forecast is not None
         return forecast.variance_KH[:, 0]
 
@@ -148,13 +152,13 @@ def test_rivals_learn_nothing_from_the_embargo_on(run: Run, job_file: Path, sett
 
 
 def test_what_a_rival_answered_is_not_asked_again(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = ask_rivals(run, 30)["garch_t"]
+    first = answers_of(run)["garch_t"]
 
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError
 
     monkeypatch.setattr(rivals, "ask_rival", refuse)
-    again = ask_rivals(run, 30)["garch_t"]
+    again = answers_of(run)["garch_t"]
     assert np.array_equal(again.test.quantiles_BHQ, first.test.quantiles_BHQ)
     assert again.forecast is not None
     assert first.forecast is not None
@@ -172,7 +176,7 @@ def test_a_rival_fails_alone_and_says_why(run: Run, monkeypatch: pytest.MonkeyPa
         return ask(name, panel, *args, **settings)  # type: ignore[arg-type]
 
     monkeypatch.setattr(rivals, "ask_rival", fail_one)
-    found = ask_rivals(run, 30)
+    found = answers_of(run)
     assert list(found) == ["random_walk", "ewma"]
     assert "rival garch_t failed: no way" in lines_of(run)
     assert answer_as_rival(run.reporter, run, "garch_t", 30) == "no way"
@@ -251,7 +255,7 @@ def test_what_is_fitted_side_by_side_differs_by_the_rounding_of_threads(run: Run
     """With another number of threads sums are rounded otherwise, and an optimiser stops a hair's breadth apart."""
     beside = new_run(job_file, run.settings.model_copy(update={"fan_out": 2}), Listener())
     load_data(beside)
-    one, other = (ask_rivals(asked, 30)["garch_t"].forecast for asked in (run, beside))
+    one, other = (answers_of(asked)["garch_t"].forecast for asked in (run, beside))
     assert one is not None
     assert other is not None
     assert np.allclose(one.variance_KH, other.variance_KH, rtol=1e-3)
@@ -281,7 +285,7 @@ def test_without_rivals_the_verdict_is_beside_the_baselines(job_file: Path, sett
 
 
 def test_a_rivals_answers_are_backtests_like_any_other(run: Run) -> None:
-    rival: Rival = ask_rivals(run, 30)["ewma"]
+    rival: Rival = answers_of(run)["ewma"]
     frame = rival.test.to_frame()
     assert (frame["lo-90"] < frame["mean"]).all()
     assert (frame["mean"] < frame["hi-90"]).all()

@@ -164,3 +164,27 @@ def test_a_row_without_a_timestamp_is_left_as_it_is() -> None:
     adjusted = adjust_rows(frame, ds, "traded")
     assert adjusted["Close"].tolist()[:4] == [100, 110, 110, 60.5]
     assert np.isnan(adjusted[FACTOR].iloc[3])
+
+
+def test_an_action_that_is_no_number_is_refused_and_not_taken_for_none() -> None:
+    frame = rows().astype({"Stock Splits": object})
+    frame.loc[2, "Stock Splits"] = "2:1"
+    with pytest.raises(SourceError, match="series 'one': Stock Splits '2:1' is no number such as 2"):
+        adjusted_rows(frame, "traded")
+    frame.loc[2, "Stock Splits"] = " "
+    assert adjusted_rows(frame, "traded")[FACTOR].iloc[2] == 1
+
+
+@pytest.mark.parametrize("close", [0.0, -3.0])
+def test_a_close_that_is_no_price_is_no_wrong_dividend(close: float) -> None:
+    adjusted = adjust_forward(traded([100, close, 90, 90], dividends={3: 9.0}))
+    np.testing.assert_allclose(adjusted[FACTOR], [1, 1, 1, 1 / 0.9])
+    with pytest.raises(SourceError, match="not below the close before it, on 2024-01-03"):
+        adjust_forward(traded([100, close, 90], dividends={2: 9.0}))
+
+
+def test_rows_of_which_no_timestamp_could_be_read_are_left_as_they_are() -> None:
+    frame = rows()
+    adjusted = adjust_rows(frame, frame["ds"].mask(frame.index >= 0), "traded")
+    pd.testing.assert_frame_equal(adjusted.drop(columns=FACTOR), frame)
+    assert adjusted[FACTOR].isna().all()

@@ -21,6 +21,7 @@ from training.return_scores import (
     return_scores,
     variance_of_quantiles,
 )
+from training.rivals import ask_rival, rival_backtest
 from training.skewed_t import SkewedT
 from training.walk_forward import join_backtests
 
@@ -133,6 +134,17 @@ def test_densities_stay_with_their_forecasts_where_those_are_chosen_or_joined() 
         assert np.array_equal(part.first_B.location, part.cutoff_B + 0.1 * part.series_B)
     assert len(joined.series_B) == n
     assert join_backtests([early, replace(late, first_B=None)]).first_B is None
+
+
+def test_a_share_that_stands_still_costs_a_forecaster_what_it_costs_a_rival() -> None:
+    moving = prices()
+    still = Panel(moving.unique_ids, moving.ds, np.full_like(moving.y_NT, 50.0), moving.calendar)
+    test = backtest_of(still, scale=0.0)
+    rival = rival_backtest("ewma", still, test.spec, CUTOFFS, refit_every=1000, history_needed=5, in_sample=100)
+    answer = ask_rival("ewma", still, test.spec, test.series_B, test.cutoff_B, refit_every=1000)
+    ours, theirs = qlike_by_series(next_step(test)), qlike_by_series(next_step(rival, answer))
+    assert np.isfinite(ours).all()
+    assert ours == pytest.approx(theirs)
 
 
 def test_only_the_next_step_is_scored_whatever_the_horizon() -> None:

@@ -13,11 +13,16 @@ import numpy as np
 import pandas as pd
 
 from forecasting.errors import SourceError
-from training.adjust import ACTIONS, OHLC, VOLUME
+from training.adjust import ACTIONS, DIVIDENDS, OHLC, VOLUME
 from training.sources.market import MOST_TOLD
 
 TOLERANCE = 1e-4
 """Largest relative difference that is rounding: prices before many splits have few digits left."""
+
+DIVIDEND_ROUNDING = 1e-5
+"""Difference of a dividend that is rounding whatever its size, as a share of the close.
+
+Vendors send six decimals of what it would be in today's shares: of a small one few digits are left by a split."""
 
 FEW_SESSIONS = 20
 """Known sessions up to which any number of them may be contradicted."""
@@ -57,7 +62,9 @@ def settle(known: pd.DataFrame | None, sent: pd.DataFrame, at: datetime) -> tupl
         return sent[VALUES].assign(**{KNOWN_AT: pd.Timestamp(at)}), []
     sessions = known.index.union(sent.index)
     old, new = known[VALUES].reindex(sessions), sent[VALUES].reindex(sessions)
-    same = (new - old).abs() <= TOLERANCE * old.abs()
+    rounding = TOLERANCE * old.abs()
+    rounding[DIVIDENDS] += DIVIDEND_ROUNDING * old["Close"].fillna(0.0)
+    same = (new - old).abs() <= rounding
     same |= new.isna() & old.isna()
     settled = old.where(same | new.isna(), new)
     differs = ~same & (sessions <= known.index[-1])[:, None]

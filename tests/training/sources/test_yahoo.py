@@ -369,6 +369,30 @@ def test_a_later_split_moves_nothing_before_it_not_by_a_bit(yahoo: Yahoo, job: J
     assert job.notes == []
 
 
+@pytest.mark.parametrize(("again", "moves"), [(0.000469, False), (0.002, True)])
+def test_a_small_dividend_that_a_split_leaves_few_digits_is_not_restated(
+    yahoo: Yahoo, job: Job, again: float, moves: bool
+) -> None:
+    def told(amount: float) -> dict[str, dict[str, dict[str, float]]]:
+        return {"dividends": {"1": {"amount": amount, "date": moment("2024-06-28")}}}
+
+    # Six decimals, whatever the splits: of 0.001875 in new shares, four for one, that is 0.000469.
+    later = chart(
+        "NVDA",
+        [0.1, 0.1, 0.11, 0.12, 0.13],
+        sessions=LATER,
+        volumes=[4000, 4004, 4008, 4012, 2000],
+        events=told(again) | splits("2024-07-03", 4.0),
+    )
+    yahoo.answers = {"NVDA": [chart("NVDA", [0.4, 0.4, 0.44, 0.48], events=told(0.001875)), later]}
+    before = job.load("NVDA", end=None, max_age_hours=0)
+    after = job.load("NVDA", end=None, max_age_hours=0)
+    assert after[:4].equals(before) is not moves
+    assert [note.startswith("NVDA: its history was restated: Dividends of") for note in job.notes] == [
+        True
+    ] * moves
+
+
 def test_a_later_dividend_moves_nothing_before_it(yahoo: Yahoo, job: Job) -> None:
     events = {"dividends": {"1": {"amount": 2.0, "date": moment("2024-07-03")}}}
     later = chart("AAPL", [10, 20, 30, 40, 40], sessions=LATER, events=events)

@@ -38,6 +38,8 @@ ROUND_SECONDS = 0.020
 UNKNOWN_ROUND = 64
 """Windows in the first round of a model of which nothing was measured yet."""
 
+ENOUGH_TOGETHER = 32
+"""Requests for which a pass does not wait any more: with more of them a window takes hardly less."""
 GATHER_SECONDS = 0.004
 """Longest that a request waits because every turn of the event loop brings others."""
 
@@ -132,9 +134,9 @@ class Batcher:
             self.waiting -= len(y_BL)
 
     def _gather(self, seen: int, until: float) -> None:
-        """Begin once a turn of the event loop has brought nothing more, or the first has waited long enough."""
+        """Begin once a turn of the event loop brings nothing more, many are there, or the first waits long."""
         loop = asyncio.get_running_loop()
-        if len(self._arrived) > seen and loop.time() < until:
+        if seen < len(self._arrived) < ENOUGH_TOGETHER and loop.time() < until:
             loop.call_soon(self._gather, len(self._arrived), until)
         else:
             self._begin()
